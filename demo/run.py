@@ -1,0 +1,118 @@
+"""C++ headers to documents, tokenizer, trained model and samples, on a CPU.
+
+    hatch run demo [--output DIR] [--steps N]
+
+Each step is one command, echoed before it runs, that can be typed just the same. The C++ comes with
+the torch wheel, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Hand-written C++ of the wheel. ATen/ops is left out: 12 MB of generated boilerplate.
+PROJECTS = ("c10", "torch", "ATen/core", "ATen/native", "ATen/cuda", "ATen/cpu", "fmt", "pybind11")
+PROMPTS = ("#pragma once\n\n#include <", "template <typename T>\nclass ", "inline bool operator==(")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, help="folder to write (default: a new one in runs/)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps (default: %(default)s)")
+    arguments = parser.parse_args()
+    output: Path = arguments.output or unused(Path("runs/demo"))
+    began = time.perf_counter()
+    for title, command in commands(output, arguments.steps):
+        print(f"\n# {title}\n$ {shlex.join(command)}", flush=True)
+        status = run(command)
+        if status != 0:
+            print(f"\nThe demo stopped: {command[0]} ended with status {status}.", file=sys.stderr)
+            return status
+    report(output, time.perf_counter() - began)
+    return 0
+
+
+STEPS = 300
+
+
+def commands(output: Path, steps: int) -> Iterator[tuple[str, list[str]]]:
+    """The steps of the demo, each with its title."""
+    data, run_folder = output / "data", output / "run"
+    projects = [str(path) for name in PROJECTS if (path := torch_headers() / name).is_dir()]
+    yield (
+        "Documents: whole C++ files, packed project by project",
+        ["nanochat-chunker", "--project-dirs", *projects, "--output", str(data)],
+    )
+    yield (
+        "A tokenizer trained on them",
+        ["nanochat-tokenizer", "train", "--data-dir", str(data), "--vocab-size", "4096"],
+    )
+    train = [
+        *("nanochat-train", "--data-dir", str(data), "--output", str(run_folder)),
+        *("--depth", "4", "--head-dim", "64", "--max-seq-len", "256", "--window-pattern", "L"),
+        *("--device", "cpu", "--device-batch-size", "16", "--total-batch-size", "4096"),
+        *("--num-iterations", str(steps), "--eval-every", str(steps), "--eval-tokens", "65536"),
+        *("--core-metric-every", "-1", "--sample-every", "-1", "--long-documents", "split"),
+    ]
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        train.append("--no-compile")  # on a CPU, torch.compile needs a C++ compiler
+    yield "A small model, trained on the CPU", train
+    yield (
+        "What it has learned to write",
+        ["nanochat-sample", str(run_folder), "--prompt", *PROMPTS, "--max-tokens", "64"],
+    )
+
+
+def torch_headers() -> Path:
+    """The include folder of the installed torch, found without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("torch is not installed. Run the demo with: hatch run demo")
+    return Path(spec.origin).parent / "include"
+
+
+def unused(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that does not exist: no run is overwritten."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def run(command: list[str]) -> int:
+    """Run one command of this environment, whose scripts need not be on the PATH."""
+    scripts = sysconfig.get_path("scripts")
+    path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+    program = shutil.which(command[0], path=path)
+    if program is None:
+        print(f"{command[0]} is not installed. Run the demo with: hatch run demo", file=sys.stderr)
+        return 127
+    return subprocess.run([program, *command[1:]], env=os.environ | {"PATH": path}).returncode
+
+
+def report(output: Path, seconds: float) -> None:
+    """Say what came out and where it lies."""
+    records = [json.loads(line) for line in (output / "run" / "log.jsonl").read_text().splitlines()]
+    validation = [record["val_bpb"] for record in records if record.get("val_bpb") is not None]
+    print(f"\nDone in {seconds:.0f} s. Validation: {validation[-1]:.4f} bits per byte.")
+    print(f"Everything is in {output}:")
+    print("  data/                  documents and tokenizer")
+    print("  run/loss.png           the loss, as a plot")
+    print("  run/log.jsonl          every step, one JSON object a line")
+    print("  run/checkpoints/       the weights, with configuration, plan and versions")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

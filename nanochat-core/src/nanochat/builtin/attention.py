@@ -1,0 +1,109 @@
+"""The attention backends of the core: what they say of themselves. Their kernels load late."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from nanochat.backend import (
+    AttentionBackend,
+    AttentionProblem,
+    KernelPatterns,
+    Problem,
+    Requirement,
+    Support,
+    Target,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sdpa(AttentionBackend):
+    """`torch.nn.functional.scaled_dot_product_attention`, on every device: the reference."""
+
+    name = "sdpa"
+    summary = "PyTorch's scaled dot product attention; windows through a mask"
+    requires = (Requirement("torch", ">=2.9", "pip install 'torch>=2.9'"),)
+    capabilities = ("gqa", "window", "kvcache")
+    kernels = KernelPatterns(
+        forward=(r"flash_fwd|fmha|sdpa|attention_forward|_scaled_dot_product",),
+        backward=(r"flash_bwd|fmha|sdpa|attention_backward|_scaled_dot_product.*backward",),
+    )
+    _kernel: ModuleType
+
+    def priority(self, target: Target) -> int:
+        return 20
+
+    def supports(self, problem: Problem) -> Support:
+        assert isinstance(problem, AttentionProblem)
+        if problem.device == "cuda" and problem.windowed and problem.training:
+            return Support.slow(
+                "a sliding window needs a mask here, which costs more than full attention",
+                "Take --attention flex, or --window-pattern L",
+            )
+        return Support.yes()
+
+    def load(self) -> None:
+        from nanochat.builtin import sdpa
+
+        self._kernel = sdpa
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float
+    ) -> Tensor:
+        return self._kernel.attention(q, k, v, window=window, scale=scale)
+
+    def attention_with_kvcache(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cache_seqlens: Tensor,
+        window: int | None,
+        scale: float,
+    ) -> Tensor:
+        return self._kernel.attention_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=cache_seqlens, window=window, scale=scale
+        )
+
+
+class Flex(Sdpa):
+    """`torch.nn.attention.flex_attention` for windows, which skips the blocks no query sees.
+
+    Layers that see everything, and decoding, go to SDPA, whose kernels are faster at them.
+    """
+
+    name = "flex"
+    summary = "windows as compiled block-sparse kernels (flex_attention), full layers as sdpa"
+    kernels = KernelPatterns(
+        forward=(r"triton_.*flex_attention", *Sdpa.kernels.forward),
+        backward=(r"triton_.*flex_attention_backward", *Sdpa.kernels.backward),
+    )
+
+    def priority(self, target: Target) -> int:
+        return 15 if target.kind == "cuda" else 5
+
+    def check(self, target: Target) -> Support:
+        if target.kind == "cuda":
+            return Support.yes()
+        return Support.no(
+            f"flex_attention has no backward pass on {target.kind}", "Use --attention sdpa"
+        )
+
+    def supports(self, problem: Problem) -> Support:
+        assert isinstance(problem, AttentionProblem)
+        if problem.head_dim < 16:
+            return Support.no(
+                f"its kernels need heads of 16 or more, not {problem.head_dim}",
+                "Use --head-dim 16 or more, or --attention sdpa",
+            )
+        return Support.yes()
+
+    def load(self) -> None:
+        from nanochat.builtin import flex
+
+        self._kernel = flex

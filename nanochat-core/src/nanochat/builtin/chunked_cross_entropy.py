@@ -1,0 +1,217 @@
+"""Linear cross-entropy in chunks of rows, with the gradient taken in the forward pass.
+
+For a chunk of rows the logits are made once; one fused kernel turns them into the loss of each row
+and, in place, into their own gradient, which two matrix products carry to `hidden` and `weight`.
+So the (N, V) logits never exist, and no product is computed twice: 6NDV operations in all, as in
+the plain loss. The idea is Liger's (arXiv:2410.10989); the backward pass only scales.
+
+The work is one custom operator, opaque to the compiler around it, so its cost in compilation is
+one small kernel however many chunks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.backend import Reduction
+from nanochat.builtin.chunks import rows_per_chunk
+from nanochat.builtin.linear_cross_entropy import cap
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -1,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """See `LossBackend.linear_cross_entropy`."""
+    if reduction == "none":
+        return _row_losses(hidden, weight, targets, ignore_index, softcap)
+    grad = torch.is_grad_enabled()
+    total, _, _ = _loss_and_gradients(
+        hidden,
+        weight,
+        targets,
+        ignore_index,
+        softcap,
+        grad and hidden.requires_grad,
+        grad and weight.requires_grad,
+    )
+    return total if reduction == "sum" else total / (targets != ignore_index).sum()
+
+
+@torch.library.custom_op("nanochat::chunked_cross_entropy", mutates_args=())
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of the row losses (float32, ()), and its gradients where they are needed."""
+    rows = rows_per_chunk(hidden.size(0), weight.size(0))
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
+    # The sum over chunks is kept in float32: bfloat16 would lose the later ones.
+    grad_weight = torch.zeros(
+        weight.shape if needs_weight else (0,), dtype=torch.float32, device=weight.device
+    )
+    kernel = _row_kernel(hidden.device.type)
+    for start in range(0, hidden.size(0), rows):
+        part = slice(start, start + rows)
+        logits = hidden[part] @ weight.T
+        losses, grad_logits = kernel(logits, targets[part], ignore_index, softcap)
+        total += losses
+        if needs_hidden:
+            torch.mm(grad_logits, weight, out=grad_hidden[part])
+        if needs_weight:
+            _accumulate(grad_weight, grad_logits, hidden[part])
+    return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
+
+
+def softmax_and_gradient(
+    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of a chunk and the gradient of its logits, in their dtype."""
+    capped = cap(logits.float(), softcap)
+    lse = torch.logsumexp(capped, dim=-1, keepdim=True)
+    valid = (targets != ignore_index)[:, None]
+    column = torch.where(valid, targets[:, None], 0)
+    losses = torch.where(valid, lse - capped.gather(1, column), 0.0)
+    is_target = torch.arange(logits.size(1), device=logits.device) == column
+    grad = torch.exp(capped - lse) - is_target.float()
+    if softcap is not None:
+        grad = grad * (1 - (capped / softcap).square())
+    return losses.sum(), torch.where(valid, grad, 0.0).to(logits.dtype)
+
+
+@lru_cache
+def _row_kernel(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    if device == "cpu":
+        return softmax_and_gradient  # its products dominate there, and a compiler may be missing
+    return torch.compile(softmax_and_gradient, dynamic=False)
+
+
+def _accumulate(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    """total += grad_logits.T @ hidden, where total is float32 and the factors may be narrower."""
+    if total.dtype == grad_logits.dtype:
+        torch.addmm(total, grad_logits.T, hidden, out=total)
+    elif total.is_cuda:
+        torch.addmm(total, grad_logits.T, hidden, out_dtype=torch.float32, out=total)
+    else:
+        total += (grad_logits.T @ hidden).float()
+
+
+def _gradient_dtype(weight: Tensor) -> torch.dtype:
+    # A sum over many rows, before it is divided by their number, may overflow float16.
+    return torch.float32 if weight.dtype == torch.float16 else weight.dtype
+
+
+@_loss_and_gradients.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = hidden.new_empty((), dtype=torch.float32)
+    grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
+    grad_weight = torch.empty_like(weight) if needs_weight else weight.new_empty(0)
+    return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, grad_hidden, grad_weight = output
+    ctx.needs = inputs[5:7]
+    ctx.dtype = inputs[1].dtype
+    ctx.save_for_backward(grad_hidden, grad_weight)
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradients(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    # Out of place, so that a second backward pass finds the same gradients.
+    grad_hidden, grad_weight = ctx.saved_tensors
+    needs_hidden, needs_weight = ctx.needs
+    return (
+        (grad_hidden * grad_total).to(grad_hidden.dtype) if needs_hidden else None,
+        (grad_weight * grad_total).to(ctx.dtype) if needs_weight else None,
+        *(None,) * 5,
+    )
+
+
+torch.library.register_autograd(
+    _loss_and_gradients, _scale_gradients, setup_context=_save_gradients
+)
+
+
+def _row_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+) -> Tensor:
+    """The loss of each row (N,). Its gradient depends on what comes after, so it is recomputed."""
+    return _RowLosses.apply(hidden, weight, targets, ignore_index, softcap)
+
+
+class _RowLosses(torch.autograd.Function):
+    """Row losses by chunks; the backward pass makes each chunk's logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        softcap: float | None,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.options = (ignore_index, softcap)
+        rows = rows_per_chunk(hidden.size(0), weight.size(0))
+        losses = [
+            F.cross_entropy(
+                cap((part @ weight.T).float(), softcap),
+                wanted,
+                ignore_index=ignore_index,
+                reduction="none",
+            )
+            for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets = ctx.saved_tensors
+        ignore_index, softcap = ctx.options
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        rows = rows_per_chunk(hidden.size(0), weight.size(0))
+        grad_hidden: list[Tensor] = []
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for part, wanted, grad in zip(
+            hidden.split(rows), targets.split(rows), grad_losses.split(rows), strict=True
+        ):
+            _, grad_logits = softmax_and_gradient(part @ weight.T, wanted, ignore_index, softcap)
+            grad_logits = (grad_logits * grad[:, None]).to(hidden.dtype)
+            if needs_hidden:
+                grad_hidden.append(grad_logits @ weight)
+            if needs_weight:
+                grad_weight += (grad_logits.T @ part).float()
+        return (
+            torch.cat(grad_hidden) if needs_hidden else None,
+            grad_weight.to(weight.dtype) if needs_weight else None,
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,1 @@
+"""The commands. One thin module each; what they share is in `flags` and `main`."""

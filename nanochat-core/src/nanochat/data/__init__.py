@@ -1,0 +1,1 @@
+"""From text to batches: the tokenizer, shards of documents, packing into rows, loading."""

@@ -1,0 +1,1 @@
+"""Decoding: sampling text from a model, token by token."""

@@ -1,0 +1,81 @@
+"""Ctrl-C and SIGTERM: finish the step, save, say so. A second signal ends the process at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+from nanochat.errors import NanochatError
+
+T = TypeVar("T")
+
+
+class Stopped(NanochatError):
+    """The run was asked to stop; its status is that of a process which the signal ended."""
+
+    def __init__(self, signal_number: int, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.status = 128 + signal_number
+
+
+class CutShort(Exception):
+    """Raised where a signal cuts a wait or an evaluation short."""
+
+
+class StopRequest:
+    """Remembers the first SIGINT or SIGTERM while it is entered as a context.
+
+    `cuts` says whether waits and evaluations may be cut short: not where other ranks take part.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, *, cuts: bool) -> None:
+        self.signal: int | None = None
+        self._cuts = cuts
+        self._waiting = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Python takes signals in the main thread alone; elsewhere the host program keeps them.
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._waiting:
+            raise CutShort
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Within it a signal raises CutShort at once: for waits that may take long."""
+        if self and self._cuts:
+            raise CutShort
+        self._waiting = self._cuts
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, until a signal raises CutShort between two of them."""
+        for item in items:
+            if self and self._cuts:
+                raise CutShort
+            yield item

@@ -1,0 +1,253 @@
+"""Whole runs of `nanochat-train` with a tiny model."""
+
+import json
+import math
+import threading
+import time
+
+import pytest
+import torch
+
+from nanochat import backend
+from nanochat.builtin.loss import Torch
+from nanochat.train.run import may_quantize
+
+
+def events(folder, kind):
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [r for r in records if r["event"] == kind]
+
+
+def test_a_run_learns_and_leaves_its_records(train, tmp_path):
+    status, out, err = train(
+        "--num_iterations=30",
+        "--matrix-lr=0.4",
+        "--embedding_lr=3",
+        "--unembedding-lr=0.4",
+        "--eval-every=15",
+        "--sample-every=15",
+        "--sample-prompts",
+        "int",
+        "--save-every=15",
+    )
+    assert (status, err) == (0, "")
+    folder = tmp_path / "runs" / "d2"
+    steps = events(folder, "step")
+    assert [s["step"] for s in steps] == list(range(30))
+    assert steps[0]["loss"] == pytest.approx(math.log(400), rel=0.1)
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    assert steps[-1]["tokens"] == 30 * 256
+    validations = events(folder, "eval")
+    assert [v["step"] for v in validations] == [0, 15, 30]
+    assert validations[-1]["val_bpb"] < validations[0]["val_bpb"]
+    assert [s["step"] for s in events(folder, "sample")] == [15, 30]
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["attention"]["backend"] == "sdpa"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["val_bpb"] == validations[-1]["val_bpb"]
+    assert (folder / "loss.png").exists()
+    assert (folder / "tokenizer.json").exists()
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "step_000015",
+        "step_000030",
+    ]
+    meta = json.loads((folder / "checkpoints" / "step_000030" / "meta.json").read_text())
+    assert meta["plan"] == plan
+    assert meta["settings"]["depth"] == 2
+    assert meta["versions"]["torch"] == str(torch.__version__)
+    for shown in ("sdpa", "step 30/30", "bits per byte", "'int' -> "):
+        assert shown in out
+
+
+@pytest.mark.skipif(
+    not any(__import__("shutil").which(c) for c in ("g++", "clang++")),
+    reason="torch.compile needs a C++ compiler on a CPU",
+)
+def test_a_compiled_run_gives_the_same_losses(tmp_path, corpus, tiny, train, losses, capsys):
+    from nanochat.cli.train import main
+
+    arguments = [a for a in tiny if a != "--no-compile"]
+    arguments += [f"--data-dir={corpus}", "--num-iterations=3", "--output=compiled"]
+    assert main([*arguments, "--eval-every=3"]) == 0
+    assert train("--num-iterations=3", "--output=eager", "--eval-every=3")[0] == 0
+    compiled, eager = losses(tmp_path / "compiled"), losses(tmp_path / "eager")
+    assert compiled == pytest.approx(eager, rel=1e-4)
+
+
+def test_accumulation_does_not_change_the_losses(train, tmp_path, losses):
+    """The same rows in two micro-batches or in one."""
+    assert train("--output=two", "--total-batch-size=256")[0] == 0
+    assert train("--output=one", "--total-batch-size=256", "--device-batch-size=4")[0] == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["torch", "chunked"])
+def test_every_builtin_loss_trains_alike(train, tmp_path, losses, loss):
+    assert train("--output=default")[0] == 0
+    assert train(f"--kernel={loss}", "--output=named")[0] == 0
+    assert losses(tmp_path / "named") == pytest.approx(losses(tmp_path / "default"), rel=1e-4)
+
+
+def test_streaming_trains_while_shards_appear(train, tmp_path, texts, corpus, shard_writer):
+    """Two shards are there at the start; the others appear once training has consumed these."""
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((corpus / "tokenizer.json").read_bytes())
+    shard_writer(folder / "val_shard.parquet", texts[:20])
+    shard_writer(folder / "a.parquet", texts[20:40])
+
+    def produce():
+        time.sleep(1.5)
+        shard_writer(folder / ".b.tmp", texts[40:150])
+        (folder / ".b.tmp").rename(folder / "b.parquet")
+        time.sleep(0.5)
+        (folder / "_COMPLETE").touch()
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    status, out, err = train("--streaming_data", "--num-iterations=40", data=folder)
+    producer.join()
+    assert (status, err) == (0, "")
+    assert "waiting for a shard after a.parquet" in out
+    shards = {r["data"][1] for r in events(tmp_path / "runs" / "d2", "step")}
+    assert "b.parquet" in shards
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(train, tmp_path, monkeypatch):
+    calls = 0
+    original = Torch.linear_cross_entropy
+
+    def spoiled(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan") if calls > 2 * 5 else loss
+
+    monkeypatch.setattr(Torch, "linear_cross_entropy", spoiled)
+    status, _, err = train("--loss=torch", "--save-every=3")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "the loss is nan at step 5" in err
+    assert "step_000003" in err
+    assert [s["step"] for s in events(tmp_path / "runs" / "d2", "step")] == list(range(5))
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(train):
+    status, _, err = train("--total-batch-size=200")
+    assert status == 2
+    assert "128" in err
+    assert "256" in err
+
+
+def test_a_run_is_never_written_over(train, tmp_path):
+    short = "--num-iterations=1"
+    for _ in range(2):
+        assert train(short)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["d2", "d2-2"]
+    status, _, err = train(short, "--output=runs/d2")
+    assert status == 2
+    assert "already holds a run" in err
+
+
+def test_no_checkpoints_where_none_are_wanted(train, tmp_path):
+    assert train("--save-every=0", "--num-iterations=2")[0] == 0
+    assert not (tmp_path / "runs" / "d2" / "checkpoints").exists()
+
+
+def test_the_missing_core_bundle_is_said_once(train, monkeypatch):
+    monkeypatch.delenv("NANOCHAT_CORE_BUNDLE", raising=False)
+    status, out, _ = train("--core-metric-every=2", "--num-iterations=4")
+    assert status == 0
+    assert out.count("CORE") == 1
+    assert "--core-bundle" in out
+
+
+def test_a_core_bundle_that_is_not_there_ends_the_run_at_once(train, tmp_path):
+    status, out, err = train("--core-metric-every=2", "--core-bundle=nowhere")
+    assert status == 2
+    assert "nowhere" in err
+    assert "step" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--attention=sdpaa"], "no attention backend is called 'sdpaa'"),
+        (["--kernel=cce"], "cce"),
+        (["--device=cuda"], "cuda"),
+        (["--quantization=fp8", "--head-dim=8", "--aspect-ratio=8"], "fp8"),
+        (["--window-pattern=X"], "window pattern"),
+        (["--kernel=cce", "--loss=liger"], "contradict"),
+        (["--num-iteration=3"], "Did you mean --num-iterations?"),
+        (["--depth=two"], "--depth"),
+        (["--json"], "--list-backends"),
+        (["--tokenizer=nowhere.json"], "nowhere.json"),
+        (["--kv-heads=3"], "key-value heads"),
+    ],
+)
+def test_wrong_use_ends_in_one_message(train, arguments, told):
+    status, _, err = train(*arguments)
+    assert status == 2
+    assert told in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_corrupt_shard_is_named(train, data_dir):
+    (data_dir / "shard_00000.parquet").write_bytes(b"PAR1 this is no parquet")
+    status, _, err = train(data=data_dir)
+    assert status == 2
+    assert "shard_00000.parquet" in err
+    assert err.count("\n") == 1
+
+
+def test_an_empty_data_folder_says_what_it_needs(train, tmp_path, corpus):
+    (tmp_path / "empty").mkdir()
+    status, _, err = train(f"--tokenizer={corpus}", data=tmp_path / "empty")
+    assert status == 2
+    assert "empty" in err
+
+
+def test_what_is_quantized_is_what_the_plan_was_asked_about():
+    """The shapes that the plan is made for, without torch, are those of the real model."""
+    from nanochat.builtin.attention import Sdpa
+    from nanochat.model.config import GPTConfig
+    from nanochat.model.gpt import GPT
+    from nanochat.train.problems import problems_of
+
+    config = GPTConfig.from_depth(4, vocab_size=512, head_dim=64, kv_heads=2)
+    target = backend.Target(kind="cpu", name="test")
+    asked = problems_of(config, 8, target, "bfloat16")["quantization"]
+    with torch.device("meta"):
+        model = GPT(config, attention=Sdpa(), loss=Torch())
+    layers = {
+        (m.out_features, m.in_features) for n, m in model.named_modules() if may_quantize(n, m)
+    }
+    assert isinstance(asked, backend.QuantizationProblem)
+    assert set(asked.layers) == layers
+
+
+def test_the_devices_variables_are_set_and_shown(train, monkeypatch):
+    """As a device of a plugin would want them; the user's own value wins."""
+    from nanochat.builtin.devices import Cpu
+
+    monkeypatch.setattr(
+        Cpu,
+        "environment",
+        lambda self, target: (
+            backend.Variable("NANOCHAT_TEST_A", "1", "because"),
+            backend.Variable("NANOCHAT_TEST_B", "2", "because"),
+        ),
+    )
+    monkeypatch.setenv("NANOCHAT_TEST_B", "mine")
+    monkeypatch.setenv("NANOCHAT_TEST_A", "x")
+    monkeypatch.delenv("NANOCHAT_TEST_A")
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = train("--num-iterations=1")
+    import os
+
+    assert status == 0
+    assert os.environ["NANOCHAT_TEST_A"] == "1"
+    assert os.environ["NANOCHAT_TEST_B"] == "mine"
+    assert "NANOCHAT_TEST_A=1 because" in out
+    assert "NANOCHAT_TEST_B=mine kept yours" in out
