@@ -59,7 +59,7 @@ def test_as_typed_in_a_shell(tiny_run: Any) -> None:
     assert done.stderr == ""
 
 
-def test_help_and_wrong_flags_do_not_import_torch() -> None:
+def test_a_wrong_folder_is_told_without_importing_torch() -> None:
     code = (
         "import sys; from nanochat.cli.sample import main\n"
         "status = main(['--checkpoint', '/nowhere', '--device', 'cpu'])\n"

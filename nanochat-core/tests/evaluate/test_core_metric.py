@@ -241,3 +241,16 @@ def test_too_few_examples_for_the_shots(model: GPT, runtime: Runtime, bundle_fol
     with pytest.raises(UsageError, match=r"'choice' shows 3 solved examples.*only 3"):
         evaluate_task(model, Words(), task, runtime, 3)
     assert len(evaluate_task(model, Words(), task, runtime, 4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "option"),
+    [
+        ([2.0, 1.0, 1.0], 1),
+        ([math.nan, 1.0, 0.5], 0),
+        ([1.0, math.nan, 0.5], 2),
+        ([math.nan, math.nan], 0),
+    ],
+)
+def test_options_without_a_loss_win_only_in_first_place(losses: list[float], option: int) -> None:
+    assert core_metric.lowest(losses) == option

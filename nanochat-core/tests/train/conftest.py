@@ -12,6 +12,7 @@ import pytest
 from nanochat.cli.train import main
 from nanochat.data.tokenizer import Tokenizer
 
+VOCABULARY = 320
 WORDS = "int float return template typename class struct void const std vector size begin".split()
 
 TINY = (
@@ -37,7 +38,7 @@ def corpus(tmp_path_factory, texts) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(3):
         write_shard(folder / f"shard_{number:05d}.parquet", texts[number * 50 : (number + 1) * 50])
-    Tokenizer.train(texts, 400).save(folder)
+    Tokenizer.train(texts, VOCABULARY).save(folder)
     return folder
 
 
@@ -60,6 +61,25 @@ def train(tmp_path, corpus, monkeypatch, capsys):
         return status, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, corpus, losses) -> dict[int, float]:
+    """The losses of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*TINY, f"--data-dir={corpus}", f"--output={folder}", "--save-every=0"]) == 0
+    return losses(folder)
+
+
+@pytest.fixture
+def stream(tmp_path, corpus) -> Path:
+    """A folder whose one training shard gives a few steps beyond what packing holds back."""
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    shutil.copy(corpus / "tokenizer.json", folder)
+    write_shard(folder / "val_shard.parquet", ["int float void"] * 100)
+    write_shard(folder / "a.parquet", ["const struct begin vector size"] * 1100)
+    return folder
 
 
 @pytest.fixture(scope="session")

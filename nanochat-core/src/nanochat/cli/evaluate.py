@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
     bpb = made.add_argument_group("bits per byte")
     flags.add(bpb, "--data-dir", metavar="DIR", help="default: $NANOCHAT_DATA_DIR or the run's own")
     flags.add(bpb, "--eval-tokens", type=int, metavar="N", help="default: as in training")
-    flags.add(
-        bpb, "--device-batch-size", type=int, metavar="N", help="rows; default: likewise"
-    )
+    flags.add(bpb, "--device-batch-size", type=int, metavar="N", help="rows; default: likewise")
     core = made.add_argument_group("CORE metric")
     flags.add(core, "--core-bundle", metavar="DIR", help="default: $NANOCHAT_CORE_BUNDLE")
     flags.add(

@@ -87,9 +87,10 @@ class LoaderState:
     def as_dict(self) -> dict[str, Any]:
         """Plain values; some 20 bytes a buffered document in JSON."""
         names = {document.shard for document in self.buffered}
-        names |= {
-            name for name in (self.position.shard, self.pending and self.pending.shard) if name
-        }
+        if self.pending:
+            names.add(self.pending.shard)
+        if self.position.shard:
+            names.add(self.position.shard)
         number = {name: i for i, name in enumerate(sorted(names))}
 
         def values(document: Document | Reference) -> list[int]:

@@ -145,12 +145,26 @@ def split_of(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     limit = ranks[token]
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = (ranks.get(a + b, limit) for a, b in pairwise(parts))
-        rank, at = min((rank, i) for i, rank in enumerate(pairs))
+        rank, pair = min((ranks.get(a + b, limit), (a, b)) for a, b in set(pairwise(parts)))
         if rank >= limit:
-            raise ValueError(f"token {limit} ({token!r}) is no merge of two earlier tokens")
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            raise ValueError(f"token {limit} ({token[:80]!r}) is no merge of two earlier tokens")
+        # All of a pair at once: the longest tokens are runs of one character.
+        parts = _merge(parts, pair)
     return parts[0], parts[1]
+
+
+def _merge(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    """Join a pair of neighbours wherever it is, from the left."""
+    merged: list[bytes] = []
+    i = 0
+    while i < len(parts):
+        if (*parts[i : i + 2],) == pair:
+            merged.append(pair[0] + pair[1])
+            i += 2
+        else:
+            merged.append(parts[i])
+            i += 1
+    return merged
 
 
 def parse(stored: bytes, origin: str) -> Layout:

@@ -18,6 +18,7 @@ from torch import Tensor
 from nanochat.errors import UsageError
 from nanochat.evaluate.core_bundle import Bundle, Task, load_bundle
 from nanochat.evaluate.core_prompts import Encoder, Span, choose_shots, spans
+from nanochat.generate.engine import positions
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime
 
@@ -98,7 +99,7 @@ def evaluate_task(
             f"question, there are only {len(examples)} examples",
             "Evaluate more examples a task",
         )
-    context = model.rotary.size(1)
+    context = positions(model)
     correct = torch.zeros(len(examples), dtype=torch.int32)
     mine = range(runtime.rank, len(examples), runtime.world_size)
     for first in range(0, len(mine), EXAMPLES_AT_ONCE):
@@ -133,7 +134,7 @@ def lowest(losses: list[float]) -> int:
 def _mean_losses(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime) -> list[float]:
     """The mean loss of each row's span in nats a token, NaN where the span is empty."""
     means = [math.nan] * len(rows)
-    for picked, tokens in _batches(rows, pad, LOSS_TOKENS, model.rotary.size(1)):
+    for picked, tokens in _batches(rows, pad, LOSS_TOKENS, positions(model)):
         targets = torch.full_like(tokens, -1)
         for row, index in enumerate(picked):
             _, start, end = rows[index]
@@ -152,7 +153,7 @@ def _mean_losses(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime) -
 def _greedy_matches(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime) -> list[bool]:
     """Whether the most likely token is the right one everywhere in each row's span."""
     matches = [False] * len(rows)
-    for picked, tokens in _batches(rows, pad, LOGIT_TOKENS, model.rotary.size(1)):
+    for picked, tokens in _batches(rows, pad, LOGIT_TOKENS, positions(model)):
         with runtime.no_grad():
             predicted = model(runtime.place(tokens)).argmax(dim=-1).cpu()
         for row, index in enumerate(picked):

@@ -46,7 +46,7 @@ class Engine:
 
         The last token sampled needs no position, as nothing follows it.
         """
-        return self.model.rotary.size(1) - prompt_tokens + 1
+        return positions(self.model) - prompt_tokens + 1
 
     def stream(
         self,
@@ -79,7 +79,7 @@ class Engine:
         if self.room(len(prompt_ids)) < 1:
             raise UsageError(
                 f"the prompt has {len(prompt_ids)} tokens, the model has room for "
-                f"{self.model.rotary.size(1)}",
+                f"{positions(self.model)}",
                 "Shorten the prompt",
             )
         tokens = min(max_tokens, self.room(len(prompt_ids)))
@@ -170,6 +170,11 @@ class Engine:
                 if first.last_embedding is not None:
                     cache.last_embedding = first.last_embedding.expand(rows, -1, -1)
         return cache
+
+
+def positions(model: GPT) -> int:
+    """The longest sequence that a model can compute: several times what it was trained on."""
+    return model.get_buffer("rotary").size(1)
 
 
 def fill_in_the_middle(tokenizer: Codec, prefix: str, suffix: str) -> list[int]:

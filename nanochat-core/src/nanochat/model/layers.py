@@ -47,18 +47,28 @@ class Linear(nn.Linear):
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """Cosines and sines of RoPE (arXiv:2104.09864) as (2, length, 1, head_dim / 2), float32."""
+    """Factors of RoPE (arXiv:2104.09864) for each position and channel: (2, length, 1, head_dim).
+
+    The cosines, and the sines with the sign they have in `normalize_and_rotate`, in float32.
+    """
     channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
     positions = torch.arange(length, dtype=torch.float32, device=device)
     angles = torch.outer(positions, base ** (-channels / head_dim))
-    return torch.stack((angles.cos(), angles.sin())).unsqueeze(-2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1))).unsqueeze(-2)
 
 
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + d/2]) by its position's angle. x is (B, T, H, d)."""
-    cos, sin = rotary[0], rotary[1]
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+def normalize_and_rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """RMSNorm of each head, then each pair (x[i], x[i + d/2]) turned by its position's angle.
+
+    x is (B, T, H, d). The turn keeps the norm, so one pass finds it and writes the result. The
+    halves are swapped by indexing, not concatenated: a compiler makes one kernel of it that reads
+    and writes every element once.
+    """
+    wide = x.float()
+    swapped = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps)
+    return ((wide * rotary[0] + swapped * rotary[1]) * scale).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -92,12 +102,12 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.value_gate is not None and value is not None:
             # Value residual (arXiv:2410.17897), its weight in (0, 3) chosen by token and head.
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))
             v = v + gate.unsqueeze(-1) * value.view_as(v)
-        q, k = norm(rotate(q, rotary)), norm(rotate(k, rotary))
+        q, k = normalize_and_rotate(qk, rotary).split((self.heads, self.kv_heads), dim=2)
         if cache is None:
             y = self.backend.attention(q, k, v, window=self.window, scale=self.scale)
         else:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanochat.optim.symmetric import symmetric_product
+
 # One (a, b, c) for each iteration X <- aX + (bA + cA^2) X with A = X X^T, for singular values in
 # [1e-3, 1]; the published coefficients for five iterations.
 POLAR_EXPRESS = (
@@ -57,10 +59,11 @@ def equilibrate(x: Tensor) -> Tensor:
 def orthogonalize(x: Tensor) -> Tensor:
     """Bring the singular values of (K, m, n) matrices of norm <= 1 near one (arXiv:2505.16932)."""
     tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
+    x = x.mT.contiguous() if tall else x
     for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = symmetric_product(x)
+        # aX + (bA + cA^2)X as one product: a on the diagonal of the polynomial costs nothing.
+        x = symmetric_product(gram, alpha=c, beta=b, diagonal=a) @ x
     return x.mT if tall else x
 
 
