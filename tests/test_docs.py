@@ -93,6 +93,12 @@ def test_getting_started_as_typed(clean: Any, tmp_path: Path) -> None:
         assert (tmp_path / "runs/first" / name).is_file(), name
 
 
+def test_the_kernels_page_runs(clean: Any, tmp_path: Path) -> None:
+    write_files(ROOT / "docs" / "kernels.md", tmp_path)
+    done = clean.run("python", "own_loop.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def plugin(
     clean: Any,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import textwrap
 from dataclasses import asdict, dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 from nanochat.backend import HOOKS, DeviceBackend, Hook, Problem, Support, Target
 from nanochat.errors import NanochatError
@@ -65,14 +64,12 @@ def entries(registry: Registry, config: TrainConfig) -> tuple[list[Entry], list[
         try:
             model = config.model_config(_vocabulary(config))
             problems = dict(
-                problems_of(
-                    model, config.device_batch_size, target, dtype, compiled=config.compile
-                )
+                problems_of(model, config.device_batch_size, target, dtype, compiled=config.compile)
             )
         except NanochatError as error:
             complaints.append(str(error))
     for hook in HOOKS:
-        chosen: Choice | None = device if hook == "device" else None
+        chosen: Choice[Any] | None = device if hook == "device" else None
         if hook != "device" and target is not None and problems:
             asked = config.asked[hook]
             try:
@@ -116,7 +113,7 @@ def _device(
 
 def _entry(
     registered: Registered,
-    chosen: Choice | None,
+    chosen: Choice[Any] | None,
     target: Target | None,
     problem: Problem | None,
     config: TrainConfig,
@@ -157,13 +154,15 @@ def _support(registered: Registered, target: Target | None, problem: Problem | N
 
 
 def _vocabulary(config: TrainConfig) -> int:
-    from nanochat.data.tokenizer import vocab_size_of
-
     try:
         path = config.tokenizer_path()
     except NanochatError:
         return DEFAULT_VOCABULARY
-    return vocab_size_of(path)
+    # Not through `data.tokenizer`: numpy alone would take longer to import than all the rest.
+    from nanochat.data import tokenizer_json
+
+    file = tokenizer_json.locate(path)
+    return tokenizer_json.parse(tokenizer_json.read(file), str(file)).vocab_size
 
 
 def table(found: list[Entry], width: int) -> str:
@@ -188,8 +187,9 @@ def table(found: list[Entry], width: int) -> str:
             told = _told(entry)
             if narrow:
                 lines.append(head.rstrip())
-                lines += textwrap.wrap(told, max(width, 40), initial_indent=" " * 4,
-                                       subsequent_indent=" " * 4)
+                lines += textwrap.wrap(
+                    told, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 4
+                )
             else:
                 wrapped = textwrap.wrap(told, width - indent) or [""]
                 lines.append((head + wrapped[0]).rstrip())

@@ -89,9 +89,12 @@ def test_rows_are_full_and_tokens_accounted_for(
 def test_restoring_goes_on_as_if_nothing_had_happened(
     lengths: list[int], row_length: int, buffer_size: int, mode: Any, cut: int
 ) -> None:
-    options: dict[str, Any] = dict(
-        row_length=row_length, bos_id=BOS, buffer_size=buffer_size, long_documents=mode
-    )
+    options: dict[str, Any] = {
+        "row_length": row_length,
+        "bos_id": BOS,
+        "buffer_size": buffer_size,
+        "long_documents": mode,
+    }
     whole = Packer(documents(lengths, 3), **options)
     expected = rows_of(whole, row_length)
 

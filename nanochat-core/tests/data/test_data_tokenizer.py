@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,13 +27,12 @@ FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 # Text that falls on the seams of the split pattern more often than plain random text does.
+BLANKS = (" ", "  ", "\n", "\r\n", "\t", " \n ", "\u00a0", "\u2028", "\x85", "\x1c", "\ufeff")
+PIECES = ("'s", "'LL", "'\u017f", "1", "23", "٣", "½", "_", "::", "std", "vector", "ß", "İ", "\x00")
+MARKS = ("e\u0301", "🙂", "\U0001f468\u200d\U0001f469", "\ufffd")
 CODE = st.lists(
     st.one_of(
-        st.sampled_from(
-            [" ", "  ", "\n", "\r\n", "\t", " \n ", "'s", "'LL", "'ſ", "1", "23", "٣", "½", "_", "::"]
-            + ["\u00a0", "\u2028", "\x85", "\x1c", "e\u0301", "ß", "İ", "🙂", "\U0001f468\u200d\U0001f469"]
-            + ["vector", "std", "\x00", "\ufeff", "\ufffd", *SPECIAL_TOKENS]
-        ),
+        st.sampled_from((*BLANKS, *PIECES, *MARKS, *SPECIAL_TOKENS)),
         st.text(max_size=6),
     ),
     max_size=40,
@@ -67,21 +67,20 @@ def test_same_ids_as_the_library_on_anything(
     assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids
 
 
-def test_same_splits_for_every_character(
-    tokenizer: Tokenizer, reference: tokenizers.Tokenizer
-) -> None:
-    """Two engines, two Unicode tables: each character between letters, digits and blanks."""
+@pytest.mark.parametrize("kind", [r"\p{L}", r"\p{N}", r"\s"])
+def test_both_engines_know_the_same_characters(kind: str) -> None:
+    """Their Unicode tables could differ by versions: every character there is."""
     characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-    for first in range(0, len(characters), 50_000):
-        some = characters[first : first + 50_000]
-        for frame in ("a{}b", " {} ", "1{}1"):
-            text = "|".join(frame.format(c) for c in some)
-            assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids
+    text = "|".join(characters)
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(kind), behavior="removed")
+    others = {c for part, _ in split.pre_tokenize_str(text) for c in part}
+    single = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("x", pat_str=kind, mergeable_ranks=single, special_tokens={})
+    matched = bytes(encoding.encode_ordinary(text)).decode()
+    assert set(characters) - others == set(matched)
 
 
-def test_the_library_knows_the_special_tokens(
-    tokenizer: Tokenizer, stored: Path
-) -> None:
+def test_the_library_knows_the_special_tokens(tokenizer: Tokenizer, stored: Path) -> None:
     plain = tokenizers.Tokenizer.from_file(str(stored))
     assert plain.get_vocab_size() == tokenizer.vocab_size
     for name in SPECIAL_TOKENS:
@@ -111,7 +110,7 @@ def test_any_bytes_can_be_written(tokenizer: Tokenizer, data: bytes) -> None:
 def test_lone_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> None:
     for encoded in (tokenizer.encode("a\ud800b"), tokenizer.encode_array("a\ud800b").tolist()):
         assert tokenizer.decode(encoded) == "a\ufffdb"
-    assert tokenizer.decode(tokenizer.encode("🙂")[:-1]).endswith("\ufffd")
+    assert tokenizer.decode([tokenizer.encode("\u4e00")[0]]) == "\ufffd"  # a part of a character
 
 
 @pytest.mark.parametrize("blank", [" ", "\t", "\n", " \n", "a", "="])
@@ -133,7 +132,7 @@ def test_special_tokens_end_the_vocabulary(tokenizer: Tokenizer) -> None:
     assert not tokenizer.token_bytes()[ids].any()
     assert (tokenizer.token_bytes()[: -len(ids)] > 0).all()
     assert tokenizer.decode([tokenizer.bos_id]) == "<|bos|>"
-    with pytest.raises(UsageError, match="no special token <|nope|>"):
+    with pytest.raises(UsageError, match=r"no special token <\|nope\|>"):
         tokenizer.special("<|nope|>")
 
 
@@ -256,7 +255,7 @@ def test_damaged_and_foreign_files_are_told_apart(
 
 def test_missing_files_say_what_to_do(tmp_path: Path) -> None:
     for load in (Tokenizer.load, vocab_size_of):
-        with pytest.raises(UsageError, match="no tokenizer.json.*nanochat-tokenizer train"):
+        with pytest.raises(UsageError, match=r"no tokenizer\.json.*nanochat-tokenizer train"):
             load(tmp_path)
         with pytest.raises(UsageError, match="there is no tokenizer at"):
             load(tmp_path / "nowhere")

@@ -56,7 +56,10 @@ def test_too_little_text_warns(
     [
         (["train", "--data-dir", "{empty}", "--output", "{out}"], "has no shards"),
         (["train", "--data-dir", "{empty}/no", "--output", "{out}"], "does not exist"),
-        (["train", "--data-dir", "{data}", "--output", "{data}/shard_00000.parquet"], "cannot make"),
+        (
+            ["train", "--data-dir", "{data}", "--output", "{data}/shard_00000.parquet"],
+            "cannot make",
+        ),
         (["train", "--data-dir", "{data}", "--output", "{out}", "--vocab-size", "9"], "too small"),
         (["train", "--data-dir", "{data}", "--output", "{out}", "--max-chars", "0"], "--max-chars"),
         (["train", "--data-dir", "{data}"], "--output"),

@@ -26,7 +26,8 @@ def model_of(value: float) -> dict[str, torch.Tensor]:
 
 def save(folder: Path, step: int, **options) -> Path:
     optimizer = {"steps": torch.tensor(step), "groups": [{"lr": 0.5, 3: (1, None)}]}
-    return checkpoint.save(folder, step, model_of(float(step)), optimizer, {"step": step}, **options)
+    model = model_of(float(step))
+    return checkpoint.save(folder, step, model, optimizer, {"step": step}, **options)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -72,7 +73,7 @@ def test_a_truncated_file_is_named(tmp_path, name):
 def test_damaged_and_foreign_meta_are_named(tmp_path):
     place = save(tmp_path, 1)
     (place / checkpoint.META).write_text('{"step": ')
-    with pytest.raises(NanochatError, match="meta.json is damaged"):
+    with pytest.raises(NanochatError, match=r"meta\.json is damaged"):
         checkpoint.read_meta(place)
     (place / checkpoint.META).write_text('{"format": 99}')
     with pytest.raises(NanochatError, match="another format"):

@@ -133,6 +133,24 @@ def test_a_signal_saves_and_says_so(train, tmp_path, losses, whole, number, stat
     assert losses(tmp_path / "cut") == whole
 
 
+def test_a_signal_cuts_an_evaluation_short(train, tmp_path, losses, whole, monkeypatch):
+    from nanochat.train import reports
+
+    original = reports.bits_per_byte
+
+    def interrupted(call, batches, *rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(call, batches, *rest)
+
+    monkeypatch.setattr(reports, "bits_per_byte", interrupted)
+    assert train("--output=cut", "--eval-every=12", "--resume", "--num-iterations=12")[0] == 143
+    assert checkpoint.steps(tmp_path / "cut" / "checkpoints") == []  # nothing was done yet
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert train("--output=cut", "--resume")[0] == 0
+    assert losses(tmp_path / "cut") == whole
+
+
 def test_a_signal_ends_the_wait_for_data(train, tmp_path, stream):
     log = tmp_path / "cut" / "log.jsonl"
 

@@ -12,6 +12,8 @@ import torch
 
 from nanochat import backend
 from nanochat.builtin.loss import Torch
+from nanochat.train import checkpoint
+from nanochat.train.fetch import LateFetch
 from nanochat.train.run import may_quantize
 
 
@@ -68,7 +70,7 @@ def test_a_run_learns_and_leaves_its_records(train, tmp_path):
 def test_a_compiled_run_gives_the_same_losses(tmp_path, corpus, tiny, train, losses):
     from nanochat.cli.train import main
 
-    short = ["--depth=1", "--aspect-ratio=32", "--num-iterations=3"]
+    short = ["--depth=1", "--aspect-ratio=32", "--num-iterations=3", "--loss=torch"]
     arguments = [a for a in tiny if a != "--no-compile"]
     assert main([*arguments, *short, f"--data-dir={corpus}", "--output=compiled"]) == 0
     assert train(*short, "--output=eager")[0] == 0
@@ -109,23 +111,45 @@ def test_streaming_trains_while_shards_appear(train, tmp_path, texts, stream, sh
     assert "b.parquet" in shards
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(train, tmp_path, monkeypatch):
-    calls = 0
-    original = Torch.linear_cross_entropy
+@pytest.fixture
+def spoil(monkeypatch):
+    """Let the loss of a step, counted from 0, be NaN."""
 
-    def spoiled(self, *args, **kwargs):
-        nonlocal calls
-        calls += 1
-        loss = original(self, *args, **kwargs)
-        return loss * float("nan") if calls > 2 * 5 else loss
+    def at(step):
+        calls = 0
+        original = Torch.linear_cross_entropy
 
-    monkeypatch.setattr(Torch, "linear_cross_entropy", spoiled)
+        def spoiled(self, *args, **kwargs):
+            nonlocal calls
+            calls += 1  # two micro-batches a step
+            loss = original(self, *args, **kwargs)
+            return loss * float("nan") if calls > 2 * step else loss
+
+        monkeypatch.setattr(Torch, "linear_cross_entropy", spoiled)
+
+    return at
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_loss_that_is_not_a_number_stops_the_run(train, tmp_path, monkeypatch, spoil, late):
+    """Even if it is known a step late, as on a GPU, the spoiled weights are not saved."""
+    if late:
+        monkeypatch.setattr(LateFetch, "ready", property(lambda self: len(self) > 1))
+    spoil(5)
     status, _, err = train("--loss=torch", "--save-every=3")
     assert status == 1
     assert err.count("\n") == 1
     assert "the loss is nan at step 5" in err
     assert "step_000003" in err
-    assert [s["step"] for s in events(tmp_path / "runs" / "d2", "step")] == list(range(5))
+    folder = tmp_path / "runs" / "d2"
+    assert [s["step"] for s in events(folder, "step")] == list(range(5))
+    assert checkpoint.steps(folder / "checkpoints") == [3]
+
+
+def test_losses_that_are_known_late_are_the_same(train, tmp_path, monkeypatch, losses, whole):
+    monkeypatch.setattr(LateFetch, "ready", property(lambda self: len(self) > 1))
+    assert train("--output=late", "--save-every=5", "--eval-every=3")[0] == 0
+    assert losses(tmp_path / "late") == whole
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest(train):
@@ -156,6 +180,31 @@ def test_the_missing_core_bundle_is_said_once(train, monkeypatch):
     assert status == 0
     assert out.count("the CORE metric is left out") == 1
     assert "--core-bundle" in out
+
+
+def test_the_core_metric_is_recorded(train, tmp_path):
+    pytest.importorskip("yaml", reason="the bundle is described in YAML, read by the extra `eval`")
+    bundle = tmp_path / "bundle"
+    (bundle / "eval_data").mkdir(parents=True)
+    (bundle / "core.yaml").write_text(
+        "icl_tasks:\n- label: words\n  dataset_uri: words.jsonl\n  num_fewshot: [1]\n"
+        "  icl_task_type: multiple_choice\n"
+    )
+    (bundle / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nwords,50\n")
+    example = json.dumps({"query": "int", "choices": ["void", "float"], "gold": 0})
+    (bundle / "eval_data" / "words.jsonl").write_text(f"{example}\n" * 4)
+    status, out, err = train(
+        "--core-metric-every=2", "--core-bundle=bundle", "--num-iterations=4", "--output=run"
+    )
+    assert (status, err) == (0, "")
+    core = events(tmp_path / "run", "core")
+    assert [c["step"] for c in core] == [2, 4]
+    assert core[-1]["core_metric"] in (-1.0, 1.0)  # four equal examples
+    assert (
+        json.loads((tmp_path / "run" / "summary.json").read_text())["core_metric"]
+        == core[-1]["core_metric"]
+    )
+    assert "step 4: CORE" in out
 
 
 def test_a_core_bundle_that_is_not_there_ends_the_run_at_once(train, tmp_path):

@@ -52,7 +52,7 @@ def test_a_wrong_file_is_explained(toml, text, message):
 
 
 def test_a_missing_file_is_explained():
-    with pytest.raises(UsageError, match="cannot read the settings in nowhere.toml"):
+    with pytest.raises(UsageError, match=r"cannot read the settings in nowhere\.toml"):
         read_toml("nowhere.toml", TrainConfig)
 
 
@@ -112,7 +112,7 @@ def test_values_that_cannot_train_are_refused(setting):
 def test_no_data_folder_names_the_flag_and_the_variable(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NANOCHAT_DATA_DIR", raising=False)
-    with pytest.raises(UsageError, match="--data-dir.*NANOCHAT_DATA_DIR"):
+    with pytest.raises(UsageError, match=r"--data-dir.*NANOCHAT_DATA_DIR"):
         TrainConfig().data_path()
     monkeypatch.setenv("NANOCHAT_DATA_DIR", str(tmp_path))
     assert TrainConfig().data_path() == tmp_path

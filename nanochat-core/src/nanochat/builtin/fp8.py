@@ -21,10 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanochat.fused.cast import cast_both_ways
+
 FORWARD = torch.float8_e4m3fn
 GRADIENT = torch.float8_e5m2
 SMALLEST = 1e-12
 """Floor of a tensor's maximum, so that zeros do not divide by zero."""
+
+
+def scale_for(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The factor that brings the largest magnitude of x to the largest number of `dtype`."""
+    maximum = x.detach().abs().amax().float().clamp(min=SMALLEST)
+    return torch.finfo(dtype).max / maximum
 
 
 def quantize(
@@ -38,9 +46,10 @@ def quantize(
     largest = torch.finfo(dtype).max
     if bound is not None:
         scale = torch.full((), largest / bound, dtype=torch.float32, device=x.device)
+    elif dim is None:
+        scale = scale_for(x, dtype)
     else:
-        magnitude = x.detach().abs()
-        maximum = magnitude.amax() if dim is None else magnitude.amax(dim=dim, keepdim=True)
+        maximum = x.detach().abs().amax(dim=dim, keepdim=True)
         scale = largest / maximum.float().clamp(min=SMALLEST)
     scaled = (x.float() * scale).clamp(-largest, largest)  # the cast wraps round, it must saturate
     return scaled.to(dtype), scale.reciprocal()
@@ -62,20 +71,31 @@ class TensorwiseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bound: float | None) -> Tensor:
-        x, x_factor = quantize(input, FORWARD, bound=bound)
+        if bound is None:
+            # The backward pass needs the input the other way round: make both in one pass.
+            scale = scale_for(input, FORWARD)
+            x, saved = cast_both_ways(input, scale, FORWARD)
+            x_factor = scale.reciprocal()
+        else:
+            # The compiler casts within the kernel that made the input. Do not stand in its way.
+            x, x_factor = quantize(input, FORWARD, bound=bound)
+            saved = x
         w, w_factor = quantize(weight, FORWARD)
-        ctx.save_for_backward(x, x_factor, w, w_factor)
+        ctx.save_for_backward(saved, x_factor, w, w_factor)
+        ctx.saved_transposed = bound is None
         ctx.weight_dtype = weight.dtype
         return multiply(x, w.t(), x_factor, w_factor, input.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        x, x_factor, w, w_factor = ctx.saved_tensors
-        g, g_factor = quantize(grad_output, GRADIENT)
-        grad_input = multiply(g, column_major(w), g_factor, w_factor, grad_output.dtype)
-        grad_weight = multiply(
-            g.t().contiguous(), column_major(x), g_factor, x_factor, grad_output.dtype
-        )
+        saved, x_factor, w, w_factor = ctx.saved_tensors
+        x = saved.t() if ctx.saved_transposed else column_major(saved)
+        scale = scale_for(grad_output, GRADIENT)
+        g, g_transposed = cast_both_ways(grad_output, scale, GRADIENT)
+        g_factor = scale.reciprocal()
+        dtype = grad_output.dtype
+        grad_input = multiply(g, column_major(w), g_factor, w_factor, dtype)
+        grad_weight = multiply(g_transposed, x, g_factor, x_factor, dtype)
         return grad_input, grad_weight.to(ctx.weight_dtype), None
 
 
@@ -91,7 +111,7 @@ class RowwiseProduct(torch.autograd.Function):
         ctx.save_for_backward(input, weight)
         x, x_factor = quantize(input, FORWARD, dim=1)
         w, w_factor = quantize(weight, FORWARD, dim=1)
-        return multiply(x, w.t(), x_factor, w_factor.t(), input.dtype)
+        return multiply(x, w.t(), x_factor, w_factor.reshape(1, -1), input.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
@@ -102,7 +122,7 @@ class RowwiseProduct(torch.autograd.Function):
         g, g_factor = quantize(grad_output, GRADIENT, dim=0)
         x, x_factor = quantize(input, FORWARD, dim=0)
         grad_weight = multiply(
-            g.t().contiguous(), column_major(x), g_factor.t(), x_factor, grad_output.dtype
+            g.t().contiguous(), column_major(x), g_factor.reshape(-1, 1), x_factor, grad_output.dtype
         )
         return grad_input, grad_weight.to(weight.dtype), None
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nanochat.cli import flags, main as command_line
+from nanochat.cli import flags
+from nanochat.cli import main as command_line
 from nanochat.errors import NanochatError, UsageError
 from nanochat.train import config as configuration
 from nanochat.train.config import TrainConfig
@@ -28,9 +29,7 @@ def parser() -> flags.Parser:
         argument_default=argparse.SUPPRESS,
     )
     flags.add(root, "--config", metavar="FILE", help="TOML file of settings; flags win over it")
-    flags.add(
-        root, "--list-backends", action="store_true", help="list every backend and its state, and end"
-    )
+    flags.add(root, "--list-backends", action="store_true", help="list every backend and its state")
     flags.add(root, "--json", action="store_true", help="with --list-backends: as JSON")
     groups: dict[str, Any] = {}
     for field in settings_of(TrainConfig):
@@ -49,7 +48,7 @@ def parser() -> flags.Parser:
             options.update(nargs="?", const="auto", metavar="auto|STEP|PATH")
         flags.add(group, f"--{field.name.replace('_', '-')}", **options)
     shorthands = root.add_argument_group("shorthands")
-    for name, (setting, switched, text) in SHORTHANDS.items():
+    for name, (_, switched, text) in SHORTHANDS.items():
         switch: dict[str, Any] = (
             {"action": "store_true"} if switched is not None else {"metavar": "VALUE"}
         )
@@ -82,10 +81,10 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UsageError("--json goes with --list-backends")
     try:
         return _train(layers)
-    except NanochatError:
+    except NanochatError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0" and "torch" not in sys.modules:
             # Before torch all ranks of a host do the same: its first one tells.
-            raise SystemExit(2) from None
+            raise SystemExit(error.status) from None
         raise
 
 

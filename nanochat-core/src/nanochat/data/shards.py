@@ -96,7 +96,7 @@ class ShardSet:
         """Whether `next_after(after)` will answer at once."""
         if not self.streaming or self._is_complete():
             return True
-        return bool(self._list()) and self._pick(after) is not None
+        return bool(self._list()) and (self._pick(after) is not None or self._ends(after))
 
     def next_after(self, after: str | None) -> ShardFile | None:
         """The first shard of the epoch (`after` None) or the one after a name; None at its end.
@@ -109,9 +109,9 @@ class ShardSet:
             name = self._pick(after)
             if name is not None:
                 return self.open(name, closed=closed)
-            if closed:
-                if after is None:
-                    raise self._no_training_shard()
+            if closed and after is None:
+                raise self._no_training_shard()
+            if closed or self._ends(after):
                 return None
             last = f"after {after} " if after else ""
             self._wait(f"a shard {last}in {self.folder}, or {COMPLETE} to end the epoch")
@@ -139,6 +139,10 @@ class ShardSet:
             if not held_out and (after is None or name > after):
                 return name
         return None
+
+    def _ends(self, after: str | None) -> bool:
+        """Whether no shard can follow, however many appear: there is one to validate on."""
+        return self.split == "val" and after is not None
 
     def _list(self) -> list[str]:
         if not self.folder.is_dir():

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from nanochat.backend import AttentionBackend, LossBackend, Reduction
 from nanochat.errors import NanochatError
+from nanochat.fused.heads import rotary_table
 from nanochat.model.cache import KVCache
 from nanochat.model.config import GPTConfig
-from nanochat.model.layers import Block, Linear, norm, rotary_table
+from nanochat.model.layers import Block, Linear, norm
 
 SMEAR_CHANNELS = 24
 ROTARY_LENGTH_FACTOR = 10
@@ -58,7 +59,13 @@ class GPT(nn.Module):
         self.smear_gate = Linear(SMEAR_CHANNELS, 1)
         self.smear_scale = nn.Parameter(torch.empty(1))
         self.backout_scale = nn.Parameter(torch.empty(1))
+        self.rotary: Tensor
         self.register_buffer("rotary", torch.empty(0), persistent=False)
+
+    @property
+    def positions(self) -> int:
+        """How many positions a row may have."""
+        return self.rotary.size(1)
 
     @property
     def device(self) -> torch.device:
@@ -87,8 +94,7 @@ class GPT(nn.Module):
         nn.init.zeros_(self.smear_scale)
         nn.init.constant_(self.backout_scale, 0.2)
         length = ROTARY_LENGTH_FACTOR * config.sequence_len
-        table = rotary_table(length, config.head_dim, config.rope_base, self.device)
-        self.rotary = table.to(self.dtype)
+        self.rotary = rotary_table(length, config.head_dim, config.rope_base, self.device)
         return self
 
     def forward(
@@ -124,10 +130,10 @@ class GPT(nn.Module):
         """The normalised final hidden states (B, T, n_embd)."""
         start = 0 if cache is None else cache.position
         end = start + tokens.size(1)
-        if end > self.rotary.size(1) or (cache is not None and end > cache.length):
-            room = self.rotary.size(1) if cache is None else min(self.rotary.size(1), cache.length)
+        if end > self.positions or (cache is not None and end > cache.length):
+            room = self.positions if cache is None else min(self.positions, cache.length)
             raise NanochatError(f"position {end} is beyond the {room} that were made room for")
-        rotary = self.rotary[:, start:end]
+        rotary = self.rotary[:, start:end].contiguous()
 
         x = norm(self.embedding(tokens).to(self.dtype))
         x = self._smear(x, cache)

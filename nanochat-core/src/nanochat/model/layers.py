@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.backend import AttentionBackend
+from nanochat.fused.heads import split_heads
 from nanochat.model.cache import LayerCache
 from nanochat.model.config import GPTConfig
 
@@ -46,31 +47,6 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype))
 
 
-def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """Factors of RoPE (arXiv:2104.09864) for each position and channel: (2, length, 1, head_dim).
-
-    The cosines, and the sines with the sign they have in `normalize_and_rotate`, in float32.
-    """
-    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, base ** (-channels / head_dim))
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack((torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1))).unsqueeze(-2)
-
-
-def normalize_and_rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """RMSNorm of each head, then each pair (x[i], x[i + d/2]) turned by its position's angle.
-
-    x is (B, T, H, d). The turn keeps the norm, so one pass finds it and writes the result. The
-    halves are swapped by indexing, not concatenated: a compiler makes one kernel of it that reads
-    and writes every element once.
-    """
-    wide = x.float()
-    swapped = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps)
-    return ((wide * rotary[0] + swapped * rotary[1]) * scale).to(x.dtype)
-
-
 class SelfAttention(nn.Module):
     """Causal self-attention with rotary positions, QK norm and gated value embeddings.
 
@@ -102,12 +78,11 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
-        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        q, k, v = split_heads(qkv, rotary, self.heads, self.kv_heads)
         if self.value_gate is not None and value is not None:
             # Value residual (arXiv:2410.17897), its weight in (0, 3) chosen by token and head.
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))
             v = v + gate.unsqueeze(-1) * value.view_as(v)
-        q, k = normalize_and_rotate(qk, rotary).split((self.heads, self.kv_heads), dim=2)
         if cache is None:
             y = self.backend.attention(q, k, v, window=self.window, scale=self.scale)
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanochat.optim.symmetric import symmetric_product
+from nanochat.fused.symmetric import symmetric_product
 
 # One (a, b, c) for each iteration X <- aX + (bA + cA^2) X with A = X X^T, for singular values in
 # [1e-3, 1]; the published coefficients for five iterations.

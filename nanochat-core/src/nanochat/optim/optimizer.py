@@ -229,7 +229,8 @@ class MuonAdamW(torch.optim.Optimizer):
             return []
         # The memory of the averaged gradients becomes that of the gathered parameters.
         part = torch.zeros_like(shard.part)
-        part[: len(own)] = params
+        if own:
+            part[: len(own)] = params
         gathered = sharding.all_gather(shard.whole, part, self.world_size)
 
         def copy_back() -> None:

@@ -198,9 +198,7 @@ def _require_space(folder: Path, tensors: list[Tensor]) -> None:
     needed = sum(t.numel() * t.element_size() for t in tensors)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            errno.ENOSPC, f"{needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free"
-        )
+        raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
 
 
 def _not_written(folder: Path, place: Path, error: OSError) -> NanochatError:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from nanochat.backend import Hook
 from nanochat.errors import UsageError
 from nanochat.model.config import GPTConfig
 from nanochat.train.settings import setting
@@ -72,7 +73,7 @@ class TrainConfig:
     streaming_data: bool = setting(
         False, "take shards as they appear, until _COMPLETE ends the epoch", "data"
     )
-    long_documents: str = setting(
+    long_documents: Literal["crop", "split"] = setting(
         "crop", "documents longer than a row: crop or split", "data", metavar="HOW"
     )
 
@@ -130,9 +131,7 @@ class TrainConfig:
                 "there is no horizon", "Give --num-iterations, --target-flops or a positive ratio"
             )
         if self.long_documents not in ("crop", "split"):
-            raise UsageError(
-                f"--long-documents is {self.long_documents!r}", "Use crop or split"
-            )
+            raise UsageError(f"--long-documents is {self.long_documents!r}", "Use crop or split")
         if self.dtype not in ("", "bfloat16", "float32", "float16"):
             raise UsageError(f"--dtype {self.dtype!r} is not known", "Use bfloat16 or float32")
         if self.dtype == "float16":
@@ -154,7 +153,7 @@ class TrainConfig:
         )
 
     @property
-    def asked(self) -> dict[str, str]:
+    def asked(self) -> dict[Hook, str]:
         """What was asked of each hook."""
         return {
             "device": self.device,
@@ -199,6 +198,7 @@ class TrainConfig:
             self,
             data_dir=str(self.data_path().resolve()),
             tokenizer=str(self.tokenizer_path().resolve()),
+            core_bundle=str(Path(self.core_bundle).resolve()) if self.core_bundle else "",
         )
 
     def as_dict(self) -> dict[str, Any]:

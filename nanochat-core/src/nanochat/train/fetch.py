@@ -40,7 +40,7 @@ class LateFetch(Generic[Tag]):
         if self._runtime.pinned:
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
-            event = torch.Event(self._runtime.device.type)
+            event = torch.Event(self._runtime.device)
             event.record()
         else:
             host = tensor.to("cpu", copy=True)

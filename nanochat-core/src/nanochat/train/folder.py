@@ -7,13 +7,13 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UsageError
 from nanochat.train import checkpoint
-from nanochat.train.config import NO_RUN_NAME
+from nanochat.train.config import NO_RUN_NAME, TrainConfig
 from nanochat.train.record import LOG
 
 CHECKPOINTS = "checkpoints"
@@ -31,8 +31,8 @@ class Resume:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the run that is continued, as far as they are carried over."""
-        own = {"resume", "output", "verbose"}
-        return {k: v for k, v in self.meta.get("settings", {}).items() if k not in own}
+        carried = {f.name for f in fields(TrainConfig)} - {"resume", "output", "verbose"}
+        return {k: v for k, v in self.meta.get("settings", {}).items() if k in carried}
 
 
 def default_folder(run: str, depth: int) -> Path:
@@ -49,7 +49,8 @@ def new_folder(output: str, run: str, depth: int) -> Path:
         folder = Path(output)
         if holds_run(folder):
             raise UsageError(
-                f"{folder} already holds a run", "Continue it with --resume, or give another --output"
+                f"{folder} already holds a run",
+                "Continue it with --resume, or give another --output",
             )
         return folder
     base = default_folder(run, depth)
@@ -61,7 +62,8 @@ def holds_run(folder: Path) -> bool:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"the run folder {folder} is a file", "Give another --output")
     log = folder / LOG
-    return (log.is_file() and log.stat().st_size > 0) or bool(checkpoint.steps(folder / CHECKPOINTS))
+    recorded = log.is_file() and log.stat().st_size > 0
+    return recorded or bool(checkpoint.steps(folder / CHECKPOINTS))
 
 
 def find_resume(asked: str, output: str, run: str, depth: int) -> Resume:
@@ -139,7 +141,8 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(
-                f"another process is training into {folder}", "Wait for it, or give another --output"
+                f"another process is training into {folder}",
+                "Wait for it, or give another --output",
             ) from error
         except OSError:
             pass  # a file system without locks: nothing can be promised there
@@ -164,4 +167,3 @@ def _newest(base: Path) -> Path:
             return newest
         newest = folder
     raise AssertionError("unreachable")
-

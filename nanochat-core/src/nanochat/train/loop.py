@@ -128,10 +128,12 @@ class Loop:
                 micro_batches.append(placed)
                 position = batch.state
         multiplier = self.schedule.apply(self.optimizer, self.step)
-        loss = update(micro_batches)
-        # The wish to stop travels with the loss, so that all ranks stop after the same step.
-        wish = torch.tensor([float(bool(self.stop))], device=loss.device)
-        shared = self.runtime.all_reduce_mean(torch.cat((loss.float().view(1), wish)))
+        shared = update(micro_batches).float().view(1)
+        if self.runtime.world_size > 1:
+            # The wish to stop travels with the loss, so that all ranks stop after the same step.
+            # `full` is a kernel; `tensor` would copy from the host and wait for the device.
+            wish = torch.full((1,), float(bool(self.stop)), device=shared.device)
+            shared = self.runtime.all_reduce_mean(torch.cat((shared, wish)))
         assert position is not None
         self._late.put(_Launched(self.step, multiplier, position), shared)
         self.position = position
@@ -164,9 +166,9 @@ class Loop:
 
     def _record(self) -> None:
         """Take in the oldest step whose loss is on its way."""
-        launched, (loss, wish), finished = self._late.take()
+        launched, (loss, *wishes), finished = self._late.take()
         seconds, self._clock = max(finished - self._clock, 1e-9), finished
-        self._stop_agreed = self._stop_agreed or wish > 0
+        self._stop_agreed = self._stop_agreed or any(wish > 0 for wish in wishes)
         if not math.isfinite(loss):
             last = self.last_checkpoint
             raise NanochatError(

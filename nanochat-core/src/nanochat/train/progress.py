@@ -84,5 +84,5 @@ class Progress:
         last = pace.step + 1 == pace.num_iterations
         if self._live is not None:
             self._live.update(pace.line())
-        if last or pace.step % self._every == 0:
+        if last or pace.step == 0 or (pace.step + 1) % self._every == 0:
             self.say(pace.line())

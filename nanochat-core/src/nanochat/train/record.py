@@ -26,7 +26,7 @@ class JsonLines:
     """One JSON object a line, flushed at once."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -81,9 +81,7 @@ class Sinks:
             sink.close()
 
 
-def open_sinks(
-    folder: Path, run: str, config: dict[str, Any], say: Callable[[str], None]
-) -> Sink:
+def open_sinks(folder: Path, run: str, config: dict[str, Any], say: Callable[[str], None]) -> Sink:
     """The sinks of a run in its folder; `say` is told once if wandb is wanted but missing."""
     log = JsonLines(folder / LOG)
     if run in (NO_RUN_NAME, ""):

@@ -117,9 +117,7 @@ class Reports:
             long_documents=config.long_documents,
             notify=self._progress.say,
         )
-        bpb = bits_per_byte(
-            self._call, self._stop.watch(batches), self._token_bytes, self._runtime
-        )
+        bpb = bits_per_byte(self._call, self._stop.watch(batches), self._token_bytes, self._runtime)
         meter.validated(bpb)
         self._sink.write({"event": "eval", "step": step, "val_bpb": bpb})
         self._progress.say(f"step {step}: validation {bpb:.6f} bits per byte")
@@ -132,6 +130,7 @@ class Reports:
             self._bundle,
             self._runtime,
             max_per_task=self._config.core_metric_max_per_task,
+            report=self._stop.check,
         )
         meter.core_metric = result.core_metric
         self._sink.write(

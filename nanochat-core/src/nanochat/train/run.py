@@ -30,6 +30,8 @@ from nanochat.train.reports import Reports, open_core_bundle
 from nanochat.train.snapshot import Snapshots, check_same, restore
 from nanochat.train.stopping import StopRequest
 
+NOTICE = "\nstopping: the step is finished and saved first; once more to stop at once\n"
+
 
 def run(config: TrainConfig, plan: Plan, resume: Resume | None = None) -> Path:
     """Train as configured, on the plan's backends, and return the run folder.
@@ -82,7 +84,9 @@ def _train(
     call = runtime.compile_model(model) if config.compile else model
 
     progress = stack.enter_context(Progress(every=config.log_every, quiet=not first))
-    stop = stack.enter_context(StopRequest(cuts=runtime.world_size == 1))
+    stop = stack.enter_context(
+        StopRequest(cuts=runtime.world_size == 1, notice=NOTICE if first else "")
+    )
     bundle = open_core_bundle(config, progress)
     loader = TrainLoader(
         config.data_path(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,13 +31,15 @@ class StopRequest:
     """Remembers the first SIGINT or SIGTERM while it is entered as a context.
 
     `cuts` says whether waits and evaluations may be cut short: not where other ranks take part.
+    `notice` is written to standard error when the signal comes.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, *, cuts: bool) -> None:
+    def __init__(self, *, cuts: bool, notice: str = "") -> None:
         self.signal: int | None = None
         self._cuts = cuts
+        self._notice = notice.encode()
         self._waiting = False
         self._before: dict[int, Any] = {}
 
@@ -54,6 +57,7 @@ class StopRequest:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.signal = number
+        os.write(2, self._notice)  # a handler may not print: it may have interrupted a print
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._waiting:
@@ -65,17 +69,20 @@ class StopRequest:
     @contextmanager
     def wait(self) -> Iterator[None]:
         """Within it a signal raises CutShort at once: for waits that may take long."""
-        if self and self._cuts:
-            raise CutShort
+        self.check()
         self._waiting = self._cuts
         try:
             yield
         finally:
             self._waiting = False
 
+    def check(self, *_: object) -> None:
+        """Raise CutShort if there was a signal: for places where work can be given up."""
+        if self and self._cuts:
+            raise CutShort
+
     def watch(self, items: Iterable[T]) -> Iterator[T]:
         """The items, until a signal raises CutShort between two of them."""
         for item in items:
-            if self and self._cuts:
-                raise CutShort
+            self.check()
             yield item

@@ -68,6 +68,6 @@ def _triton_product(x: Tensor, alpha: float, beta: float, diagonal: float) -> Te
 
 @lru_cache(maxsize=1)
 def _kernel() -> Any:
-    from nanochat.optim.symmetric_kernel import symmetric_product_kernel
+    from nanochat.fused.symmetric_kernel import symmetric_product_kernel
 
     return symmetric_product_kernel
