@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 GROUPS = {
     "attention": ("flash", "fmha", "sdpa", "attention"),
@@ -44,13 +45,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--spans", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument(
+        "--start-when", type=Path, help="begin the timing once this file exists, to take turns"
+    )
     parser.add_argument("--profile", type=int, default=0, help="how many kernels to list")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse()
-    step, describe = reference(options) if options.reference else ours(options)
+    build = reference if options.reference else ours
+    describe, model, compiled, optimizer = build(options)
+    step = stepper(model, compiled, optimizer, options)
     import torch
 
     began = time.perf_counter()
@@ -58,6 +64,9 @@ def main() -> None:
         loss = step()
     torch.cuda.synchronize()
     ready = time.perf_counter() - began
+    print("ready", file=sys.stderr, flush=True)
+    while options.start_when and not options.start_when.exists():
+        time.sleep(0.05)
     torch.cuda.reset_peak_memory_stats()
     tokens = options.batch * options.length * options.accumulate
     rates = []
@@ -87,7 +96,8 @@ def main() -> None:
         profile(step, options.profile)
 
 
-def ours(options: argparse.Namespace) -> tuple[Callable, dict]:
+def ours(options, rate: float = 1.0) -> tuple[dict, Any, Callable, Any]:
+    """What was built, the model, the model compiled, its optimiser at `rate` times its rates."""
     import torch
 
     from nanochat.backend import AttentionProblem, LossProblem, QuantizationProblem
@@ -134,11 +144,19 @@ def ours(options: argparse.Namespace) -> tuple[Callable, dict]:
         )
     model.initialize(runtime.device)
     plan.quantization.backend.prepare(model, large_enough)
-    optimizer = build_optimizer(model, OptimizerSettings(), runtime)
-    return stepper(model, runtime.compile_model(model), optimizer, options), {
+    defaults = OptimizerSettings()
+    settings = OptimizerSettings(
+        matrix_lr=rate * defaults.matrix_lr,
+        embedding_lr=rate * defaults.embedding_lr,
+        unembedding_lr=rate * defaults.unembedding_lr,
+        scalar_lr=rate * defaults.scalar_lr,
+    )
+    optimizer = build_optimizer(model, settings, runtime)
+    describe = {
         "trainer": "nanochat-core",
         "plan": {choice.hook: choice.backend.name for choice in plan},
     }
+    return describe, model, runtime.compile_model(model), optimizer
 
 
 def large_enough(name: str, module) -> bool:
@@ -147,7 +165,8 @@ def large_enough(name: str, module) -> bool:
     return name != "output" and smallest >= 128 and divides
 
 
-def reference(options: argparse.Namespace) -> tuple[Callable, dict]:
+def reference(options, rate: float = 1.0) -> tuple[dict, Any, Callable, Any]:
+    """The same of karpathy/nanochat, whose trainer passes these rates."""
     sys.path.insert(0, str(options.reference))
     import torch
 
@@ -182,9 +201,14 @@ def reference(options: argparse.Namespace) -> tuple[Callable, dict]:
             ),
         )
     compiled = torch.compile(model, dynamic=False)
-    optimizer = model.setup_optimizer()
+    optimizer = model.setup_optimizer(
+        unembedding_lr=0.008 * rate,
+        embedding_lr=0.3 * rate,
+        matrix_lr=0.02 * rate,
+        scalar_lr=0.5 * rate,
+    )
     describe = {"trainer": "karpathy/nanochat", "plan": {"fp8": options.fp8}}
-    return stepper(model, compiled, optimizer, options), describe
+    return describe, model, compiled, optimizer
 
 
 def stepper(model, compiled, optimizer, options: argparse.Namespace) -> Callable:

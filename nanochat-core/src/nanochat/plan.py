@@ -175,9 +175,10 @@ def probe(registered: Registered, problem: DeviceProblem) -> tuple[Target | None
             return None, support
         target = backend.probe()
         if target is None:
-            return None, backend.absent()
-        support = backend.check(target)
-        return target, support if not support.ok else backend.supports(problem)
+            return None, _support(backend.absent())
+        if not isinstance(target, Target):
+            raise TypeError(f"it found {target!r} where a Target is expected")
+        return target, _ask(backend, target, problem)
     except Exception as error:
         return None, _failed("probe", registered, error)
 
@@ -231,21 +232,36 @@ def choose(
 
 def examine(registered: Registered, target: Target, problem: Problem) -> Support:
     """Everything a backend has to say about a target and a problem; its own failure is a no."""
-    backend = registered.backend
     try:
-        for answer in (
-            lambda: requirements(backend),
-            lambda: backend.check(target),
-            lambda: backend.supports(problem),
-        ):
-            support = answer()
-            if not isinstance(support, Support):
-                raise TypeError(f"it answered {support!r} where a Support is expected")
-            if not support.ok:
-                return support
-        return support
+        return _ask(registered.backend, target, problem)
     except Exception as error:
         return _failed("check", registered, error)
+
+
+def _ask(backend: Backend, target: Target, problem: Problem) -> Support:
+    """The first no; else the first yes that discourages; else the last answer's yes."""
+    discouraged: Support | None = None
+    for answer in (
+        lambda: requirements(backend),
+        lambda: backend.check(target),
+        lambda: backend.supports(problem),
+    ):
+        support = _support(answer())
+        if not support.ok:
+            return support
+        if support.discouraged and discouraged is None:
+            discouraged = support
+    # Asked here, where a failure has an owner, though it is used only when candidates are sorted.
+    priority = backend.priority(target)
+    if not isinstance(priority, int | float):
+        raise TypeError(f"its priority is {priority!r}, not a number")
+    return discouraged or support
+
+
+def _support(answer: object) -> Support:
+    if not isinstance(answer, Support):
+        raise TypeError(f"it answered {answer!r} where a Support is expected")
+    return answer
 
 
 def requirements(backend: Backend) -> Support:
@@ -335,4 +351,3 @@ def _none_left(hook: Hook, asked: str, refusals: Sequence[Refusal]) -> UsageErro
         return UsageError(f"{hook} {only.name!r} cannot run here: {only.reason}", only.remedy)
     reasons = "; ".join(f"{r.name}: {r.reason}" for r in refusals) or "no backend is registered"
     return UsageError(f"no {hook} backend can run here ({asked}): {reasons}")
-

@@ -123,7 +123,8 @@ def _distribution(entry_point: metadata.EntryPoint) -> tuple[str, str]:
     """The name and version of the distribution that an entry point comes from."""
     if entry_point.dist is None:
         return entry_point.name, "?"
-    return entry_point.dist.name, entry_point.dist.version
+    # A half removed distribution has an entry point but neither name nor version.
+    return entry_point.dist.name or entry_point.name, entry_point.dist.version or "?"
 
 
 def _load_entry_point(
@@ -192,8 +193,12 @@ def _load(
                 broken(f"nanochat_{hook} failed: {one_line(error)}", hook)
                 continue
             for backend in offered:
-                reason = _reason_to_refuse(registry, hook, backend)
-                name = getattr(backend, "name", None)
+                name = None
+                try:
+                    name = getattr(backend, "name", None)
+                    reason = _reason_to_refuse(registry, hook, backend)
+                except Exception as error:
+                    reason = f"it cannot describe itself: {one_line(error)}"
                 if reason is None:
                     registry.add(Registered(backend, plugin, distribution, version))
                 else:
@@ -210,16 +215,21 @@ def _reason_to_refuse(registry: Registry, hook: Hook, backend: object) -> str | 
         return f"it speaks api {api!r}, this core speaks {API_VERSION}"
     if getattr(backend, "hook", None) != hook:
         return f"nanochat_{hook} returned a backend of {getattr(backend, 'hook', None)!r}"
-    name = getattr(backend, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
-        return f"its name {name!r} is not lower-case letters, digits, '-', '_' or '.'"
-    if name in RESERVED_NAMES:
-        return f"its name {name!r} is reserved"
+    if not isinstance(backend.aliases, tuple | list):
+        return f"its aliases {backend.aliases!r} are not a tuple of names"
+    for what, name in (
+        ("name", getattr(backend, "name", None)),
+        *(("alias", alias) for alias in backend.aliases),
+    ):
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+            return f"its {what} {name!r} is not lower-case letters, digits, '-', '_' or '.'"
+        if name in RESERVED_NAMES:
+            return f"its {what} {name!r} is reserved"
     if not isinstance(getattr(backend, "summary", None), str):
         return "it has no summary"
     for taken in registry.backends(hook):
         theirs = {taken.backend.name, *taken.backend.aliases}
-        clash = theirs & {name, *backend.aliases}
+        clash = theirs & {backend.name, *backend.aliases}
         if clash:
             return f"the name {min(clash)!r} is already taken by {taken.origin}"
     return None
@@ -231,15 +241,16 @@ RESERVED_NAMES = frozenset({"auto", "measure"})
 def _incompatible_core(distribution: metadata.Distribution | None) -> str | None:
     """The range of the core that a distribution demands, if this core is outside of it."""
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
 
     for line in (distribution.requires or []) if distribution is not None else []:
-        if not line.startswith(CORE_DISTRIBUTION):
+        if canonicalize_name(line[: len(CORE_DISTRIBUTION)]) != CORE_DISTRIBUTION:
             continue  # parsing is slow enough to matter in a listing
         try:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if requirement.name != CORE_DISTRIBUTION or (
+        if canonicalize_name(requirement.name) != CORE_DISTRIBUTION or (
             requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         ):
             continue

@@ -7,6 +7,10 @@ the plain loss. The idea is Liger's (arXiv:2410.10989); the backward pass only s
 
 The work is one custom operator, opaque to the compiler around it, so its cost in compilation is
 one small kernel however many chunks there are.
+
+torch 2.13 brings an operator of this kind. In float32 on a CPU it needs 0.5 to 0.7 of the time of
+ours and is as exact, so it is taken there, without a softcap, which it does not know. In bfloat16
+it returns the loss itself in bfloat16, 0.06 to 0.25 off at a loss of 9.5: there ours stays.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ def linear_cross_entropy(
     """See `LossBackend.linear_cross_entropy`."""
     if reduction == "none":
         return _row_losses(hidden, weight, targets, ignore_index, softcap)
+    if softcap is None and _torch_has_its_own(hidden, weight):
+        return _of_torch(hidden, weight, targets, ignore_index, reduction)
     grad = torch.is_grad_enabled()
     total, _, _ = _loss_and_gradients(
         hidden,
@@ -47,6 +53,29 @@ def linear_cross_entropy(
         grad and weight.requires_grad,
     )
     return total if reduction == "sum" else total / (targets != ignore_index).sum()
+
+
+def _torch_has_its_own(hidden: Tensor, weight: Tensor) -> bool:
+    return (
+        hidden.device.type == "cpu"
+        and hidden.dtype == weight.dtype == torch.float32
+        and hasattr(F, "linear_cross_entropy")
+        and hasattr(torch.nn, "LinearCrossEntropyOptions")
+    )
+
+
+def _of_torch(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: Reduction
+) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions(
+        batch_chunk_size=rows_per_chunk(hidden.size(0), weight.size(0)),
+        chunking_method=None,
+        # Otherwise a second backward pass is an error, and torch.compile breaks the graph.
+        allow_retain_graph=True,
+    )
+    return F.linear_cross_entropy(
+        hidden, weight, targets, ignore_index=ignore_index, reduction=reduction, options=options
+    )
 
 
 @torch.library.custom_op("nanochat::chunked_cross_entropy", mutates_args=())
@@ -71,19 +100,18 @@ def _loss_and_gradients(
     for start in range(0, hidden.size(0), rows):
         part = slice(start, start + rows)
         logits = hidden[part] @ weight.T
-        losses, grad_logits = kernel(logits, targets[part], ignore_index, softcap)
-        total += losses
+        total += kernel(logits, targets[part], ignore_index, softcap)
         if needs_hidden:
-            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            torch.mm(logits, weight, out=grad_hidden[part])
         if needs_weight:
-            _accumulate(grad_weight, grad_logits, hidden[part])
+            _accumulate(grad_weight, logits, hidden[part])
     return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
 
 
 def softmax_and_gradient(
     logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """The summed loss of a chunk and the gradient of its logits, in their dtype."""
+) -> Tensor:
+    """The summed loss of a chunk of logits, which are overwritten with their own gradient."""
     if softcap is None:
         capped = logits.float()
         highest = capped.amax(dim=-1, keepdim=True)
@@ -105,11 +133,12 @@ def softmax_and_gradient(
     grad = exp / total - is_target.float()
     if softcap is not None:
         grad = grad * (1 - tanh.square())
-    return losses.sum(), torch.where(valid, grad, 0.0).to(logits.dtype)
+    logits.copy_(torch.where(valid, grad, 0.0))
+    return losses.sum()
 
 
 @lru_cache
-def _row_kernel(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def _row_kernel(device: str) -> Callable[..., Tensor]:
     if device == "cpu":
         return softmax_and_gradient  # its products dominate there, and a compiler may be missing
     return torch.compile(softmax_and_gradient, dynamic=False)
@@ -142,8 +171,10 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = hidden.new_empty((), dtype=torch.float32)
     grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
-    grad_weight = torch.empty_like(weight) if needs_weight else weight.new_empty(0)
-    return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
+    grad_weight = weight.new_empty(
+        weight.shape if needs_weight else (0,), dtype=_gradient_dtype(weight)
+    )
+    return total, grad_hidden, grad_weight
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -214,8 +245,9 @@ class _RowLosses(torch.autograd.Function):
         for part, wanted, grad in zip(
             hidden.split(rows), targets.split(rows), grad_losses.split(rows), strict=True
         ):
-            _, grad_logits = softmax_and_gradient(part @ weight.T, wanted, ignore_index, softcap)
-            grad_logits = (grad_logits * grad[:, None]).to(hidden.dtype)
+            grad_logits = part @ weight.T
+            softmax_and_gradient(grad_logits, wanted, ignore_index, softcap)
+            grad_logits *= grad[:, None].to(hidden.dtype)
             if needs_hidden:
                 grad_hidden.append(grad_logits @ weight)
             if needs_weight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from nanochat.runtime import Runtime
 
 BF16_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
 
 # Dense bfloat16 operations a second, from the vendor's data sheets. The first line whose words
-# all occur in the name (lower case) is taken; 8-bit floats run at twice the rate from sm_89 on.
+# are all words of the name (lower case) is taken: an "RTX A1000" is no "A100". 8-bit floats run
+# at twice the rate from sm_89 on.
 PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("gb10",), 125e12),
     (("gb300",), 2.5e15),
@@ -43,9 +46,9 @@ PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("l40s",), 362e12),
     (("l40",), 181e12),
     (("l4",), 121e12),
-    (("rtx 5090",), 209.5e12),
-    (("rtx 4090",), 165.2e12),
-    (("rtx 3090",), 71e12),
+    (("rtx", "5090"), 209.5e12),
+    (("rtx", "4090"), 165.2e12),
+    (("rtx", "3090"), 71e12),
 )
 
 
@@ -109,8 +112,10 @@ class Cuda(DeviceBackend):
 
     def absent(self) -> Support:
         if find_spec("pynvml") is None:
-            return Support.no("nvidia-ml-py, which finds NVIDIA GPUs, is not installed",
-                              "pip install nvidia-ml-py")
+            return Support.no(
+                "nvidia-ml-py, which finds NVIDIA GPUs, is not installed",
+                "pip install nvidia-ml-py",
+            )
         if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
             return Support.no("CUDA_VISIBLE_DEVICES hides every GPU", "Unset CUDA_VISIBLE_DEVICES")
         return Support.no("the NVIDIA driver shows no GPU")
@@ -139,11 +144,13 @@ class Cuda(DeviceBackend):
 
     def peak_flops(self, target: Target, precision: str) -> float | None:
         factor = {"bfloat16": 1.0, "float16": 1.0, "float8": 2.0}.get(precision)
-        name = target.name.lower()
-        if factor is None:
+        if factor is None or (precision == "float8" and not _has_float8(target)):
+            return None
+        name = set(re.findall(r"[a-z0-9]+", target.name.lower()))
+        if "laptop" in name:  # the name of a desktop GPU, with fewer and slower processors
             return None
         for words, flops in PEAK_BF16_FLOPS:
-            if all(word in name for word in words):
+            if name.issuperset(words):
                 return flops * factor
         return None
 
@@ -179,6 +186,10 @@ class Mps(DeviceBackend):
         from nanochat.builtin.runtimes import MpsRuntime
 
         return MpsRuntime.start(dtype)
+
+
+def _has_float8(target: Target) -> bool:
+    return target.capability is None or target.capability >= FP8_CAPABILITY
 
 
 def _visible_gpus(pynvml) -> list:

@@ -56,9 +56,14 @@ def quantize(
 
 
 def multiply(a: Tensor, b: Tensor, a_factor: Tensor, b_factor: Tensor, out: torch.dtype) -> Tensor:
-    """a (M, K) @ b (K, N) of 8-bit floats: a row-major, b column-major, as the hardware wants."""
+    """a (M, K) @ b (K, N) of 8-bit floats, where b is column-major, as the hardware wants."""
     return torch._scaled_mm(
-        a, b, scale_a=a_factor, scale_b=b_factor, out_dtype=out, use_fast_accum=a.dtype == FORWARD
+        a.contiguous(),  # it is, unless the input or the gradient came in transposed
+        b,
+        scale_a=a_factor,
+        scale_b=b_factor,
+        out_dtype=out,
+        use_fast_accum=a.dtype == FORWARD,
     )
 
 
@@ -122,7 +127,11 @@ class RowwiseProduct(torch.autograd.Function):
         g, g_factor = quantize(grad_output, GRADIENT, dim=0)
         x, x_factor = quantize(input, FORWARD, dim=0)
         grad_weight = multiply(
-            g.t().contiguous(), column_major(x), g_factor.reshape(-1, 1), x_factor, grad_output.dtype
+            g.t().contiguous(),
+            column_major(x),
+            g_factor.reshape(-1, 1),
+            x_factor,
+            grad_output.dtype,
         )
         return grad_input, grad_weight.to(weight.dtype), None
 

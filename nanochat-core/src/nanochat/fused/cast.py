@@ -30,8 +30,9 @@ def _cast_both_ways(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tenso
     if x.is_cuda and find_spec("triton") is not None:
         return _triton_cast(x, scale, dtype)
     largest = torch.finfo(dtype).max
-    narrow = (x.float() * scale).clamp(-largest, largest).to(dtype)
-    return narrow, narrow.t().contiguous()
+    narrow = (x.float() * scale).clamp(-largest, largest).to(dtype).contiguous()
+    # A clone and not `contiguous()`, which may return its argument: results must not share memory.
+    return narrow, narrow.t().clone(memory_format=torch.contiguous_format)
 
 
 @_cast_both_ways.register_fake

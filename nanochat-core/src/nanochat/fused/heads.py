@@ -100,7 +100,12 @@ def _(
 
 @torch.library.custom_op("nanochat::split_heads_backward", mutates_args=())
 def _split_heads_backward(
-    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, q: Tensor, k: Tensor, scale: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
     rotary: Tensor,
 ) -> Tensor:
     """The gradient of qkv, whole and contiguous."""
@@ -129,7 +134,12 @@ def _split_heads_backward(
 
 @_split_heads_backward.register_fake
 def _(
-    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, q: Tensor, k: Tensor, scale: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
     rotary: Tensor,
 ) -> Tensor:
     return q.new_empty(q.size(0), q.size(1), q.size(2) + 2 * k.size(2), q.size(3))

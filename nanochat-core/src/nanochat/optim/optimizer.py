@@ -133,9 +133,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             group["initial_lr"] = group["lr"]
         self.rank, self.world_size = runtime.rank, runtime.world_size
-        self.product_dtype = (
-            torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
-        )
+        self.product_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
         self.steps = 0
         self._scalars: dict[str, Tensor] = {}
         self._muon = _compiled(muon_update, compile)
@@ -248,9 +246,7 @@ class MuonAdamW(torch.optim.Optimizer):
             first = blocks[0]
             rows, columns, device = first.rows, first.param.size(1), first.param.device
             state["momentum"] = torch.zeros(len(own), rows, columns, device=device)
-            state["variance"] = torch.zeros(
-                variance_shape(len(own), rows, columns), device=device
-            )
+            state["variance"] = torch.zeros(variance_shape(len(own), rows, columns), device=device)
         return state
 
     def _stack(self, tensors: list[Tensor], whole: bool = True) -> Tensor:
@@ -300,14 +296,24 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         """Take this rank's share of what `state_dict` returned. Raises NanochatError."""
-        self.steps = int(state_dict["steps"])
-        if self.steps == 0:
-            return
 
         def saved(key: str, like: Tensor) -> Tensor:
             if key not in state_dict:
                 raise NanochatError(f"the saved optimiser state lacks {key!r}")
-            return state_dict[key].to(device=like.device, dtype=like.dtype)
+            value = state_dict[key]
+            if value.shape != like.shape:
+                raise NanochatError(
+                    f"the saved optimiser state has {key!r} of shape {tuple(value.shape)}, "
+                    f"this model needs {tuple(like.shape)}"
+                )
+            return value.to(device=like.device, dtype=like.dtype)
+
+        self.steps = int(saved("steps", torch.tensor(0)))
+        if self.steps == 0:
+            self.state.clear()
+            for group in self.param_groups:
+                group.pop("state", None)
+            return
 
         for group in self.param_groups:
             if group["kind"] == "adamw":
@@ -320,7 +326,7 @@ class MuonAdamW(torch.optim.Optimizer):
             state = self._muon_state(group)
             for index, block in enumerate(self._own_blocks(group["blocks"])):
                 for key, part in state.items():
-                    part[index] = saved(f"{block.name}.{key}", part)
+                    part[index] = saved(f"{block.name}.{key}", part[index])
 
     def _gather(self, part: Tensor) -> Tensor:
         if self.world_size == 1:

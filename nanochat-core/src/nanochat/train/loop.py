@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat.backend import QuantizationBackend
 from nanochat.data.loader import TrainLoader
+from nanochat.data.position import LoaderState
 from nanochat.errors import NanochatError
 from nanochat.optim import MuonAdamW, Schedule
 from nanochat.runtime import Runtime
@@ -59,7 +59,7 @@ class Boundaries:
 class _Launched:
     step: int
     multiplier: float
-    position: dict[str, Any]
+    position: LoaderState
 
 
 @dataclass
@@ -80,12 +80,12 @@ class Loop:
     stop: StopRequest
     boundaries: Boundaries
     step: int = 0
-    position: dict[str, Any] | None = field(init=False, default=None)
+    position: LoaderState | None = field(init=False, default=None)
     """Of this rank's data, right behind the last batch that an update has used."""
     last_checkpoint: str = ""
 
     _late: LateFetch[_Launched] = field(init=False)
-    _clock: float = field(init=False, default=0.0)
+    _resting: bool = field(init=False, default=True)
     _stop_agreed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Loop:
                     if self.boundaries.due(self.step):
                         self._drain()
                         self.boundaries.act(self.step)
-                        self._clock = 0.0
+                        self._resting = True
                     if self.step >= self.horizon.num_iterations:
                         return True
                     if self._should_stop():
@@ -119,14 +119,16 @@ class Loop:
 
     def _launch(self, update: Callable[[list[MicroBatch]], Tensor]) -> None:
         """Queue one step on the device, then record the one before it."""
-        self._clock = self._clock or time.perf_counter()
+        if self._resting:
+            self._late.begin()
+            self._resting = False
         micro_batches, position = [], self.position
         with self.stop.wait():
             for _ in range(self.horizon.accumulation_steps):
                 batch = next(self.loader)
                 placed = (self.runtime.place(batch.inputs), self.runtime.place(batch.targets))
                 micro_batches.append(placed)
-                position = batch.state
+                position = batch.after
         multiplier = self.schedule.apply(self.optimizer, self.step)
         shared = update(micro_batches).float().view(1)
         if self.runtime.world_size > 1:
@@ -166,8 +168,7 @@ class Loop:
 
     def _record(self) -> None:
         """Take in the oldest step whose loss is on its way."""
-        launched, (loss, *wishes), finished = self._late.take()
-        seconds, self._clock = max(finished - self._clock, 1e-9), finished
+        launched, (loss, *wishes), seconds = self._late.take()
         self._stop_agreed = self._stop_agreed or any(wish > 0 for wish in wishes)
         if not math.isfinite(loss):
             last = self.last_checkpoint
@@ -192,7 +193,7 @@ class Loop:
                 "tokens_per_second": tokens_per_second,
                 "mfu": mfu,
                 "memory_peak": memory,
-                "data": launched.position.get("position"),
+                "data": list(launched.position.position),
                 "seconds": seconds,
                 "time": time.time(),
             }

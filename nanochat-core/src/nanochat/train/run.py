@@ -135,7 +135,8 @@ def _train(
         nonlocal saved
         if every == 0 or step == saved:
             return
-        place = snapshots.save(step, loop.position)
+        position = loop.position.as_dict() if loop.position is not None else None
+        place = snapshots.save(step, position)
         saved = step
         if place is not None:
             loop.last_checkpoint = str(place)

@@ -1,0 +1,6 @@
+"""What all tests share: they run side by side, so each process keeps to one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
