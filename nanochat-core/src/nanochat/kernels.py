@@ -16,35 +16,21 @@ A function under `torch.compile` keeps the backend that was chosen when it was t
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanochat.backend import (
-    AttentionProblem,
-    Hook,
-    LossProblem,
-    Problem,
-    Reduction,
-    Target,
-)
+from nanochat.backend import Reduction
 from nanochat.errors import UsageError
-from nanochat.plan import (
-    KNOWN_ELSEWHERE,
-    Choice,
-    choose,
-    choose_device,
-    load_backend,
-    requirements,
+from nanochat.selection import (
+    attention_name,
+    choice_for,
+    loaded,
+    loss_name,
+    set_kernel_backend,
+    use,
 )
-from nanochat.registry import Registry, discover
 
 __all__ = [
     "choice_for",
@@ -54,56 +40,6 @@ __all__ = [
     "set_kernel_backend",
     "use",
 ]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The names asked for, one a hook: `auto` or a backend's."""
-
-    attention: str = "auto"
-    loss: str = "auto"
-
-
-class _Process:
-    """What all threads of the process share. Replaced whole under the lock, read without it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.selection = Selection()
-        self.loaded: dict[str, Any] = {}
-
-
-_process = _Process()
-_scoped: ContextVar[Selection | None] = ContextVar("nanochat_kernels", default=None)
-
-
-def set_kernel_backend(name: str) -> None:
-    """Choose a backend for the whole process, by its name or alias; `auto` undoes every choice.
-
-    The name says which hook it belongs to. Raises UsageError if no attention or loss backend is
-    called so, or if it cannot run on this machine.
-    """
-    with _process.lock:
-        if name == "auto":
-            _process.selection = Selection()
-            return
-        hook = _hook_of(name)
-        _check_here(hook, name)
-        _process.selection = replace(_process.selection, **{hook: name})
-
-
-@contextmanager
-def use(*, attention: str | None = None, loss: str | None = None) -> Iterator[None]:
-    """Choose backends within a `with` block, for this thread (or asynchronous task) alone."""
-    asked = {h: n for h, n in (("attention", attention), ("loss", loss)) if n is not None}
-    for hook, name in asked.items():
-        if name != "auto":
-            _check_here(hook, name)  # type: ignore[arg-type]
-    token = _scoped.set(replace(_selection(), **asked))
-    try:
-        yield
-    finally:
-        _scoped.reset(token)
 
 
 def fused_linear_cross_entropy(
@@ -131,7 +67,7 @@ def fused_linear_cross_entropy(
         raise UsageError(f"targets are {_dtype_name(targets)}, not int64", "Pass targets.long()")
     if reduction not in ("mean", "sum", "none"):
         raise UsageError(f"reduction {reduction!r} is not mean, sum or none")
-    name = _loss_name(
+    name = loss_name(
         hidden.device.type,
         targets.numel(),
         hidden.size(-1),
@@ -139,7 +75,7 @@ def fused_linear_cross_entropy(
         _dtype_name(hidden),
         softcap,
     )
-    loss = _process.loaded[name].linear_cross_entropy(
+    loss = loaded(name).linear_cross_entropy(
         hidden.reshape(-1, hidden.size(-1)),
         weight.to(hidden.dtype),
         targets.reshape(-1),
@@ -165,8 +101,8 @@ def flash_attn_func(
     """
     window = _window(causal, window_size)
     _check_shapes(q, k, v)
-    name = _attention_name(*_attention_facts(q, k, q.size(1)), windows=(window,), training=True)
-    return _process.loaded[name].attention(q, k, v, window=window, scale=_scale(softmax_scale, q))
+    name = attention_name(*_attention_facts(q, k, q.size(1)), windows=(window,), training=True)
+    return loaded(name).attention(q, k, v, window=window, scale=_scale(softmax_scale, q))
 
 
 def flash_attn_with_kvcache(
@@ -212,10 +148,10 @@ def flash_attn_with_kvcache(
             f"cache_seqlens is {tuple(cache_seqlens.shape)}, not ({rows},)",
             "Pass one length a row, or an int for all",
         )
-    name = _attention_name(
+    name = attention_name(
         *_attention_facts(q, k, k_cache.size(1)), windows=(window,), training=False
     )
-    return _process.loaded[name].attention_with_kvcache(
+    return loaded(name).attention_with_kvcache(
         q,
         k_cache,
         v_cache,
@@ -225,38 +161,6 @@ def flash_attn_with_kvcache(
         window=window,
         scale=_scale(softmax_scale, q),
     )
-
-
-def choice_for(problem: Problem) -> Choice[Any]:
-    """The backend that a problem gets under the present selection, with its reasons."""
-    hook: Hook = "attention" if isinstance(problem, AttentionProblem) else "loss"
-    return _choice(hook, getattr(_selection(), hook), problem)
-
-
-def _selection() -> Selection:
-    return _scoped.get() or _process.selection
-
-
-# A function that is being traced calls these with plain values and keeps the answer, a plain
-# string: the tracer follows neither context variables nor objects made on the way.
-
-
-@torch.compiler.assume_constant_result
-def _loss_name(*facts: Any) -> str:
-    return _loaded_name(LossProblem(*facts))
-
-
-@torch.compiler.assume_constant_result
-def _attention_name(*facts: Any, windows: tuple[int | None], training: bool) -> str:
-    *shape, dtype = facts
-    return _loaded_name(AttentionProblem(*shape, windows=windows, dtype=dtype, training=training))
-
-
-def _loaded_name(problem: Problem) -> str:
-    backend = choice_for(problem).backend
-    name = f"{backend.hook}:{backend.name}"
-    _process.loaded[name] = backend
-    return name
 
 
 def _attention_facts(q: Tensor, k: Tensor, length: int) -> tuple[Any, ...]:
@@ -297,60 +201,3 @@ def _window(causal: bool, window_size: tuple[int, int]) -> int | None:
 
 def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-@lru_cache(maxsize=1024)
-def _choice(hook: Hook, asked: str, problem: Problem) -> Choice[Any]:
-    choice = choose(_registry(), hook, asked, _target(problem.device), problem)  # type: ignore[union-attr]
-    load_backend(choice.backend, choice.distribution)
-    return choice
-
-
-@lru_cache(maxsize=1)
-def _registry() -> Registry:
-    return discover()
-
-
-@lru_cache(maxsize=8)
-def _target(kind: str) -> Target:
-    """The hardware of a torch device kind, which need not be the one that `auto` would take."""
-    for registered in _registry().backends("device"):
-        backend = registered.backend
-        target = backend.probe() if backend.name == kind else None  # type: ignore[attr-defined]
-        if target is not None:
-            return target
-    _, target = choose_device(_registry(), "auto")
-    return target
-
-
-def _hook_of(name: str) -> Hook:
-    for hook in ("loss", "attention"):
-        if _registry().find(hook, name) is not None:  # type: ignore[arg-type]
-            return hook  # type: ignore[return-value]
-    known = ", ".join(
-        r.backend.name
-        for h in ("attention", "loss")
-        for r in _registry().backends(h)  # type: ignore[arg-type]
-    )
-    extra = KNOWN_ELSEWHERE.get(name)
-    raise UsageError(
-        f"no attention or loss backend is called {name!r} (there are: {known})",
-        f"It comes with a plugin: pip install 'nanochat-core[{extra}]'"
-        if extra
-        else "See nanochat-train --list-backends",
-    )
-
-
-def _check_here(hook: Hook, name: str) -> None:
-    """Refuse at once what could not run on this machine, whatever the tensors."""
-    _, target = choose_device(_registry(), "auto")
-    registered = _registry().find(hook, name)
-    if registered is None:
-        raise UsageError(
-            f"no {hook} backend is called {name!r}", "See nanochat-train --list-backends"
-        )
-    support = requirements(registered.backend)
-    if support.ok:
-        support = registered.backend.check(target)
-    if not support.ok:
-        raise UsageError(f"{hook} {name!r} cannot run here: {support.reason}", support.remedy)

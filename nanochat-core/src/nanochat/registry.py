@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
+from typing import Any
 
 import pluggy
 
@@ -186,7 +187,8 @@ def _load(
         implementations = [i for i in caller.get_hookimpls() if i.plugin is module]
         for implementation in implementations:
             try:
-                offered = list(implementation.function())
+                answer: Any = implementation.function()
+                offered = list(answer)
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -215,7 +217,7 @@ def _reason_to_refuse(registry: Registry, hook: Hook, backend: object) -> str | 
         return f"it speaks api {api!r}, this core speaks {API_VERSION}"
     if getattr(backend, "hook", None) != hook:
         return f"nanochat_{hook} returned a backend of {getattr(backend, 'hook', None)!r}"
-    if not isinstance(backend.aliases, tuple | list):
+    if not isinstance(backend.aliases, (tuple, list)):
         return f"its aliases {backend.aliases!r} are not a tuple of names"
     for what, name in (
         ("name", getattr(backend, "name", None)),

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from nanochat import kernels
+from nanochat import kernels, selection
 from nanochat.backend import AttentionProblem, LossProblem, Requirement
 from nanochat.errors import UsageError
 
@@ -14,7 +14,7 @@ from nanochat.errors import UsageError
 def only_the_core(monkeypatch):
     """No installed plugin takes part, and no choice outlives a test."""
     monkeypatch.setenv("NANOCHAT_PLUGINS", "")
-    caches = kernels._registry, kernels._target, kernels._choice
+    caches = selection._registry, selection._target, selection._choice
     for cache in caches:
         cache.cache_clear()
     kernels.set_kernel_backend("auto")

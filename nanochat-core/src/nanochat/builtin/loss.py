@@ -85,7 +85,7 @@ class Chunked(Torch):
         from nanochat.builtin.chunks import rows_per_chunk
 
         rows = rows_per_chunk(problem.tokens, problem.vocab)
-        return Support.yes(f"{-(-problem.tokens // rows)} chunks of {rows} rows")
+        return Support.yes(f"{rows} rows of logits at a time")
 
     def load(self) -> None:
         from nanochat.builtin import chunked_cross_entropy

@@ -35,7 +35,7 @@ def print_plan(plan: Plan, environment: Sequence[Applied], *, verbose: bool = Fa
                 table.add_row("", f"not {refusal.name}", "", _plain(refusal.reason + remedy))
     table.add_row("dtype", plan.dtype, "", "of activations")
     for applied in environment:
-        table.add_row("environment", applied.variable.name, "", _plain(str(applied)))
+        table.add_row("environment", "", "", _plain(str(applied)))
     console.print(table)
 
 

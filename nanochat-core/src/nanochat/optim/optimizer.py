@@ -145,7 +145,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return tensor.fill_(value)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter from its `.grad`."""
         assert closure is None
         self.steps += 1

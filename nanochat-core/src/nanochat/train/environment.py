@@ -21,9 +21,9 @@ class Applied:
         name, value = self.variable.name, self.variable.value
         if self.kept is not None:
             same = "" if self.kept == value else f" (the device would like {value})"
-            return f"{name}={self.kept} kept yours{same}"
+            return f"{name}={self.kept}: kept yours{same}"
         late = " (set late: torch was imported already)" if self.too_late else ""
-        return f"{name}={value} {self.variable.reason}{late}"
+        return f"{name}={value}: {self.variable.reason}{late}"
 
 
 def apply(variables: Sequence[Variable], environ: MutableMapping[str, str]) -> list[Applied]:
