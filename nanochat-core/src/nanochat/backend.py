@@ -226,6 +226,9 @@ class Backend:
     def load(self) -> None:
         """Import what it needs. Called once, before first use."""
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Backend:
+        return self  # so that a model that holds its backends can be copied
+
 
 class AttentionBackend(Backend):
     """Causal self-attention. Capability words: window, gqa, kvcache, documents."""

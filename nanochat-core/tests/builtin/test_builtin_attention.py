@@ -193,6 +193,20 @@ def test_flex_sends_full_layers_and_decoding_to_sdpa(sdpa):
     assert flex.attention_with_kvcache is kernel.attention_with_kvcache
 
 
+def test_flex_evaluates_any_length_without_compiling(sdpa, monkeypatch):
+    """CORE has hundreds of lengths: uncompiled and without gradients a mask stands in."""
+    from nanochat.builtin import flex
+
+    def refuse():
+        raise AssertionError("it compiled")
+
+    monkeypatch.setattr(flex, "_compiled_flex_attention", refuse)
+    q, k, v = (torch.randn(1, 37, 2, 16) for _ in range(3))
+    with torch.no_grad():
+        y = flex.attention(q, k, v, window=5, scale=0.3)
+    torch.testing.assert_close(y, sdpa.attention(q, k, v, window=5, scale=0.3))
+
+
 def test_flex_compiled_into_a_model_equals_the_formula(sdpa):
     backend = Flex()
     backend.load()

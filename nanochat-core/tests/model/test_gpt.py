@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -381,3 +382,13 @@ def test_the_loss_is_the_same_under_every_builtin(build):
             with torch.no_grad():
                 losses[attention, loss] = model(tokens, targets).item()
     assert max(losses.values()) - min(losses.values()) < 1e-5, losses
+
+
+def test_a_copied_model_computes_the_same_and_is_another(build):
+    model = build(CONFIG)
+    copy = deepcopy(model)
+    tokens = tokens_of()
+    assert torch.equal(copy(tokens), model(tokens))
+    with torch.no_grad():
+        copy.output.weight.add_(1.0)
+    assert not torch.equal(copy(tokens), model(tokens))

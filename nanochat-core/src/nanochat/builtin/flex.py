@@ -23,6 +23,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: flo
     length = q.size(1)
     if window is None or window >= length - 1:
         return sdpa.attention(q, k, v, window=None, scale=scale)
+    if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        # Evaluation comes in many lengths, and a mask costs less than a compilation for each.
+        return sdpa.attention(q, k, v, window=window, scale=scale)
     # Within torch.compile the outer graph fuses it. Uncompiled, flex_attention would hold the
     # whole score matrix, so it brings a compilation of its own.
     flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
