@@ -145,7 +145,7 @@ def test_rowwise_fp8_on_cuda_wants_bfloat16(registry):
         (Cpu(), CPU, "float32"),
         (Mps(), APPLE, "float32"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_the_dtype_when_none_is_asked_for(device, target, dtype):
     assert device.default_dtype(target) == dtype

@@ -112,6 +112,7 @@ def softmax_and_gradient(
     logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
 ) -> Tensor:
     """The summed loss of a chunk of logits, which are overwritten with their own gradient."""
+    slope: Tensor | float = 1.0  # of the capped logit by the logit
     if softcap is None:
         capped = logits.float()
         highest = capped.amax(dim=-1, keepdim=True)
@@ -119,6 +120,7 @@ def softmax_and_gradient(
         # tanh through the sigmoid, which compiles to fewer instructions; and since no logit
         # exceeds the cap, it serves as the maximum that keeps exp() in range: one pass less.
         tanh = 2 * torch.sigmoid(logits.float() * (2 / softcap)) - 1
+        slope = 1 - tanh.square()
         capped = softcap * tanh
         highest = softcap
     exp = torch.exp(capped - highest)
@@ -130,9 +132,7 @@ def softmax_and_gradient(
         wanted = softcap * torch.tanh(wanted / softcap)
     losses = torch.where(valid, highest + total.log() - wanted, 0.0)
     is_target = torch.arange(logits.size(1), device=logits.device) == column
-    grad = exp / total - is_target.float()
-    if softcap is not None:
-        grad = grad * (1 - tanh.square())
+    grad = (exp / total - is_target.float()) * slope
     logits.copy_(torch.where(valid, grad, 0.0))
     return losses.sum()
 

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanochat.backend import DeviceBackend, Support, Target, Variable, installed_version
 
@@ -192,7 +192,7 @@ def _has_float8(target: Target) -> bool:
     return target.capability is None or target.capability >= FP8_CAPABILITY
 
 
-def _visible_gpus(pynvml) -> list:
+def _visible_gpus(pynvml: Any) -> list[Any]:
     """Handles of the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order."""
     count = pynvml.nvmlDeviceGetCount()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -214,7 +214,7 @@ def _visible_gpus(pynvml) -> list:
     return handles
 
 
-def _gpu_memory(pynvml, handle) -> int | None:
+def _gpu_memory(pynvml: Any, handle: Any) -> int | None:
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
     except pynvml.NVMLError:  # unified memory (GB10) has none of its own

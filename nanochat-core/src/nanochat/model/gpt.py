@@ -80,8 +80,10 @@ class GPT(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.8)
         nn.init.normal_(self.output.weight, std=0.001)
         for table in self.value_embeddings.values():
+            assert isinstance(table, nn.Embedding)
             nn.init.uniform_(table.weight, -bound, bound)
         for block in self.blocks:
+            assert isinstance(block, Block)
             nn.init.uniform_(block.attention.qkv.weight, -bound, bound)
             nn.init.zeros_(block.attention.out.weight)
             nn.init.uniform_(block.feed_forward.up.weight, -0.4 * bound, 0.4 * bound)

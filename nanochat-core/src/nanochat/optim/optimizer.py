@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nanochat.errors import NanochatError
 from nanochat.model.gpt import GPT
+from nanochat.model.layers import SelfAttention
 from nanochat.optim import sharding
 from nanochat.optim.adamw import adamw_update
 from nanochat.optim.muon import muon_update, variance_shape
@@ -104,8 +105,9 @@ def _blocks_by_shape(model: GPT) -> dict[tuple[int, int], list[MatrixBlock]]:
         if not name.startswith("blocks."):
             continue
         owner = owners[name.rpartition(".")[0].rpartition(".")[0]]
-        is_qkv = name.endswith(".qkv.weight")
-        sizes = owner.row_blocks if is_qkv else [param.size(0)]
+        sizes = [param.size(0)]
+        if isinstance(owner, SelfAttention) and param is owner.qkv.weight:
+            sizes = owner.row_blocks
         start = 0
         for index, rows in enumerate(sizes):
             block = MatrixBlock(f"{name}.{index}", param, start, rows)
