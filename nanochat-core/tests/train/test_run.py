@@ -292,5 +292,5 @@ def test_the_devices_variables_are_set_and_shown(train, monkeypatch):
     assert status == 0
     assert os.environ["NANOCHAT_TEST_A"] == "1"
     assert os.environ["NANOCHAT_TEST_B"] == "mine"
-    assert "NANOCHAT_TEST_A=1 because" in out
+    assert "NANOCHAT_TEST_A=1: because" in out
     assert "NANOCHAT_TEST_B=mine: kept yours" in out
