@@ -7,11 +7,12 @@ imports in `load()`, once, after it was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -200,7 +201,12 @@ class Variable:
 
 
 class Backend:
-    """Base of the four kinds. Subclasses set the attributes and answer the two questions."""
+    """Base of the four kinds. Subclasses set the attributes and answer the two questions.
+
+    `capabilities` are words for the listing and the conformance suite, those of the kind and
+    `deterministic` (equal inputs give equal bits). `error_bounds` states an approximation openly:
+    {"output": x, "gradient": y}, relative errors that the suite then allows.
+    """
 
     hook: ClassVar[Hook]
     name: str
@@ -210,6 +216,7 @@ class Backend:
     requires: tuple[Requirement, ...] = ()
     capabilities: tuple[str, ...] = ()
     kernels: KernelPatterns = KernelPatterns()
+    error_bounds: Mapping[str, float] = MappingProxyType({})
 
     def priority(self, target: Target) -> int:
         """How much `auto` wants this backend on a target. The plain PyTorch backends have 10."""
@@ -225,6 +232,13 @@ class Backend:
 
     def load(self) -> None:
         """Import what it needs. Called once, before first use."""
+
+    def operator_samples(self, device: str) -> Sequence[tuple[object, ...]]:
+        """(operator, arguments) or (operator, arguments, keywords) for `torch.library.opcheck`.
+
+        Asked of a loaded backend by the conformance suite, one for each custom operator.
+        """
+        return ()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Backend:
         return self  # so that a model that holds its backends can be copied

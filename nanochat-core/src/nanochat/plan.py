@@ -29,8 +29,12 @@ B = TypeVar("B", bound=Backend)
 
 How = Literal["asked", "auto", "measured"]
 Problems = Mapping[Hook, Problem]
-Measure = Callable[[Hook, Sequence[Registered], Problem], tuple[Registered, str]]
-"""Times candidates at a problem and returns the winner with a one-line reason."""
+Measure = Callable[
+    [Hook, Sequence[Registered], Problem],
+    tuple[Registered, str] | tuple[Registered, str, Mapping[str, str]],
+]
+"""Times candidates at a problem. Returns the winner with a one-line reason, and if it likes why
+each of the others lost, by name."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,9 @@ def choose(
         if not support.ok:
             refusal = Refusal(registered.backend.name, support.reason, support.remedy)
             raise _none_left(hook, asked, [refusal])
-        return _choice(registered, asked, "asked for", support, [])
+        # A slow yes becomes the choice's warning; any other reason belongs beside the name.
+        more = f"; {support.reason}" if support.reason and not support.discouraged else ""
+        return _choice(registered, asked, f"asked for{more}", support, [])
 
     able: list[tuple[Registered, Support]] = []
     refusals: list[Refusal] = []
@@ -218,14 +224,17 @@ def choose(
                 f"--{hook} measure is not possible here: nothing to time was given",
                 f"Use --{hook} auto or name a backend",
             )
-        winner, reason = measure(hook, [r for r, _ in able], problem)
+        winner, reason, *more = measure(hook, [r for r, _ in able], problem)
+        lost = dict(*more)
         support = next(s for r, s in able if r is winner)
     else:
         winner, support = able[0]
+        lost = {}
         reason = _why_first(able, target)
     for registered, other in able:
         if registered is not winner:
             why = other.reason if other.discouraged else "lower priority on this target"
+            why = lost.get(registered.backend.name, why)
             refusals.append(Refusal(registered.backend.name, why, other.remedy))
     return _choice(winner, asked, reason, support, refusals)
 

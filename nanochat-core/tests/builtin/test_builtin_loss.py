@@ -119,6 +119,20 @@ def test_chunks_of_any_size_give_the_same(chunked, monkeypatch, rows):
 
 
 @pytest.mark.parametrize("softcap", [None, 15.0])
+@pytest.mark.parametrize("loss", ["chunked", "torch"])
+def test_no_rows_to_count_give_no_gradient(loss, softcap):
+    """A batch without a single target must not poison what other batches have accumulated."""
+    backend = Chunked() if loss == "chunked" else Torch()
+    backend.load()
+    hidden = torch.randn(12, 8, requires_grad=True)
+    weight = torch.randn(20, 8, requires_grad=True)
+    targets = torch.full((12,), -1)
+    backend.linear_cross_entropy(hidden, weight, targets, softcap=softcap).backward()
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("softcap", [None, 15.0])
 def test_a_mean_over_no_rows_is_nan_and_a_sum_zero(backend, softcap):
     for n in (N, 0):
         hidden, weight, targets = example(ignored="all", n=n)

@@ -41,18 +41,23 @@ def linear_cross_entropy(
     if reduction == "none":
         return _row_losses(hidden, weight, targets, ignore_index, softcap)
     if softcap is None and _torch_has_its_own(hidden, weight):
-        return _of_torch(hidden, weight, targets, ignore_index, reduction)
-    grad = torch.is_grad_enabled()
-    total, _, _ = _loss_and_gradients(
-        hidden,
-        weight,
-        targets,
-        ignore_index,
-        softcap,
-        grad and hidden.requires_grad,
-        grad and weight.requires_grad,
-    )
-    return total if reduction == "sum" else total / (targets != ignore_index).sum()
+        total = _of_torch(hidden, weight, targets, ignore_index)
+    else:
+        grad = torch.is_grad_enabled()
+        total, _, _ = _loss_and_gradients(
+            hidden,
+            weight,
+            targets,
+            ignore_index,
+            softcap,
+            grad and hidden.requires_grad,
+            grad and weight.requires_grad,
+        )
+    if reduction == "sum":
+        return total
+    counted = (targets != ignore_index).sum()
+    # Over no rows at all torch's mean is NaN, yet its gradients are zeros: 0 / 0 would make NaN.
+    return torch.where(counted > 0, total / counted.clamp(min=1), torch.nan)
 
 
 def _torch_has_its_own(hidden: Tensor, weight: Tensor) -> bool:
@@ -64,9 +69,8 @@ def _torch_has_its_own(hidden: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _of_torch(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: Reduction
-) -> Tensor:
+def _of_torch(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """The sum of the row losses."""
     options = torch.nn.LinearCrossEntropyOptions(
         batch_chunk_size=rows_per_chunk(hidden.size(0), weight.size(0)),
         chunking_method=None,
@@ -74,7 +78,7 @@ def _of_torch(
         allow_retain_graph=True,
     )
     return F.linear_cross_entropy(
-        hidden, weight, targets, ignore_index=ignore_index, reduction=reduction, options=options
+        hidden, weight, targets, ignore_index=ignore_index, reduction="sum", options=options
     )
 
 

@@ -64,7 +64,9 @@ class Fp8(QuantizationBackend):
         if target.kind == "cpu":
             return Support.slow("a CPU emulates 8-bit products: for tests, not for speed")
         if target.kind != "cuda":
-            return Support.no(f"there are no 8-bit products on {target.kind}")
+            return Support.no(
+                f"there are no 8-bit products on {target.kind}", "Use --quantization none"
+            )
         if target.capability is None or target.capability < FP8_CAPABILITY:
             return Support.no(
                 f"8-bit products need compute capability 8.9 or later, this is {target}",

@@ -30,7 +30,16 @@ def parser() -> flags.Parser:
     )
     flags.add(root, "--config", metavar="FILE", help="TOML file of settings; flags win over it")
     flags.add(root, "--list-backends", action="store_true", help="list every backend and its state")
-    flags.add(root, "--json", action="store_true", help="with --list-backends: as JSON")
+    flags.add(
+        root,
+        "--check-backends",
+        nargs="*",
+        metavar="HOOK:NAME",
+        help="prove these backends right on this machine (without a name: all of them)",
+    )
+    flags.add(
+        root, "--json", action="store_true", help="with --list-backends, --check-backends: as JSON"
+    )
     groups: dict[str, Any] = {}
     for field in settings_of(TrainConfig):
         about = field.metadata
@@ -69,6 +78,7 @@ def _run(argv: Sequence[str] | None) -> int:
     given = vars(parser().parse_args(argv))
     file = given.pop("config", None)
     listing, as_json = given.pop("list_backends", False), given.pop("json", False)
+    to_check = given.pop("check_backends", None)
     if isinstance(given.get("sample_prompts"), list):
         given["sample_prompts"] = tuple(given["sample_prompts"])
     layers = [read_toml(file, TrainConfig)] if file is not None else []
@@ -77,8 +87,13 @@ def _run(argv: Sequence[str] | None) -> int:
         from nanochat.listing import show
 
         return show(configuration.build(*layers), as_json=as_json)
+    if to_check is not None:
+        from nanochat.cli.check import check
+
+        config = configuration.build(*layers)
+        return check(to_check, device=config.device, dtype=config.dtype, as_json=as_json)
     if as_json:
-        raise UsageError("--json goes with --list-backends")
+        raise UsageError("--json goes with --list-backends or --check-backends")
     try:
         return _train(layers)
     except NanochatError as error:
@@ -90,7 +105,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _train(layers: list[dict[str, Any]]) -> int:
     from nanochat.data.tokenizer import vocab_size_of
-    from nanochat.plan import make_plan
+    from nanochat.plan import choose_device, make_plan
     from nanochat.registry import discover
     from nanochat.train import environment
     from nanochat.train.folder import find_resume
@@ -100,18 +115,41 @@ def _train(layers: list[dict[str, Any]]) -> int:
     resume = None
     if config.resume:
         resume = find_resume(config.resume, config.output, config.run, config.depth)
-        config = configuration.build(resume.settings, *layers)
+        # What was asked of the run before for once is not asked again.
+        kept = {
+            k: v for k, v in resume.settings.items() if k not in ("remeasure", "verify_kernels")
+        }
+        config = configuration.build(kept, *layers)
     config = config.with_absolute_paths()
     model = config.model_config(vocab_size_of(config.tokenizer_path()))
+    registry = discover()
+    measure, applied = None, None
+    if "measure" in config.asked.values():
+        from nanochat.measure import Measurer
+
+        # Ranks that share a measurement import torch for it, so the environment comes first.
+        device, target = choose_device(registry, config.device, config.dtype or None)
+        applied = environment.apply(device.backend.environment(target), os.environ)
+        measure = Measurer(
+            target,
+            device=device.backend.name,
+            windows=model.windows,
+            compile=config.compile,
+            remeasure=config.remeasure,
+        )
+    elif config.remeasure:
+        raise UsageError("--remeasure has nothing to measure", "Give --attention or --loss measure")
     plan = make_plan(
-        discover(),
+        registry,
         config.asked,
         lambda target, dtype: problems_of(
             model, config.device_batch_size, target, dtype, compiled=config.compile
         ),
         dtype=config.dtype or None,
+        measure=measure,
     )
-    applied = environment.apply(plan.device.backend.environment(plan.target), os.environ)
+    if applied is None:
+        applied = environment.apply(plan.device.backend.environment(plan.target), os.environ)
     if os.environ.get("RANK", "0") == "0":
         from nanochat.cli.plan_table import print_plan
 

@@ -66,6 +66,10 @@ class TrainConfig:
     quantization: str = setting("auto", "quantization backend: auto, measure or a name", "backends")
     dtype: str = setting("", "dtype of activations (default: the device's)", "backends")
     compile: bool = setting(True, "compile the model", "backends")
+    remeasure: bool = setting(False, "with measure: time again, ignoring what is kept", "backends")
+    verify_kernels: bool = setting(
+        False, "profile step 2 and stop unless the plan's kernels ran", "backends"
+    )
 
     # Data
     data_dir: str = setting("", f"parquet shards (default: ${DATA_VARIABLE} or ./data)", "data")

@@ -29,6 +29,7 @@ from nanochat.train.record import LOG, Silence, Sink, copy_log, open_sinks, rewi
 from nanochat.train.reports import Reports, open_core_bundle
 from nanochat.train.snapshot import Snapshots, check_same, restore
 from nanochat.train.stopping import StopRequest
+from nanochat.train.verify import KernelVerifier
 
 NOTICE = "\nstopping: the step is finished and saved first; once more to stop at once\n"
 
@@ -80,7 +81,7 @@ def _train(
         meter = restore(source, model, optimizer, runtime)
         start, position = int(resume.meta["step"]), resume.meta["data"]
     # Linear layers are swapped after loading: checkpoints know nothing of quantization.
-    plan.quantization.backend.prepare(model, may_quantize)
+    swapped = plan.quantization.backend.prepare(model, may_quantize)
     call = runtime.compile_model(model) if config.compile else model
 
     progress = stack.enter_context(Progress(every=config.log_every, quiet=not first))
@@ -152,8 +153,20 @@ def _train(
             save(step)
         reports.act(step, last, meter)
 
+    verifier: KernelVerifier | None = None
+    if config.verify_kernels:
+        verifier = KernelVerifier(
+            call,
+            optimizer,
+            plan,
+            runtime,
+            steps=last - start,
+            quantized=swapped > 0,
+            say=progress.say,
+        )
+
     loop = Loop(
-        call=call,
+        call=verifier or call,
         quantization=plan.quantization.backend,
         optimizer=optimizer,
         schedule=Schedule(

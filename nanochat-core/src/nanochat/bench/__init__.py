@@ -1,0 +1,1 @@
+"""Timing, profiling and proof: what `nanochat-bench`, `measure` and `--verify-kernels` share."""
