@@ -131,9 +131,7 @@ def softmax_and_gradient(
     total = exp.sum(dim=-1, keepdim=True)
     valid = (targets != ignore_index)[:, None]
     column = torch.where(valid, targets[:, None], 0)
-    wanted = logits.gather(1, column).float()
-    if softcap is not None:
-        wanted = softcap * torch.tanh(wanted / softcap)
+    wanted = cap(logits.gather(1, column).float(), softcap)
     losses = torch.where(valid, highest + total.log() - wanted, 0.0)
     is_target = torch.arange(logits.size(1), device=logits.device) == column
     grad = (exp / total - is_target.float()) * slope
