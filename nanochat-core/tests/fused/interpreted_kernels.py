@@ -7,7 +7,7 @@ cannot run beside tests that compile. Not collected by name.
 import pytest
 import torch
 
-from nanochat.fused import cast, heads, symmetric
+from nanochat.fused import cast, heads, softmax_gradient, symmetric
 
 CPU = torch.device("cpu")
 
@@ -129,3 +129,28 @@ def test_cast_both_ways(shape, transposed):
     assert narrow.is_contiguous()
     assert turned.is_contiguous()
     assert torch.equal(turned, narrow.T)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("vocab", [1, 16, 37])  # less than a block, one block, and more than two
+def test_softmax_and_gradient(vocab, softcap, monkeypatch):
+    monkeypatch.setattr(softmax_gradient, "BLOCK", 16)
+    torch.manual_seed(0)
+    z = torch.randn(6, vocab) * 4
+    z[1] *= 50  # exp() of these overflows
+    targets = torch.randint(vocab, (6,))
+    targets[::4] = -7
+    grad = z.clone()
+    losses = softmax_gradient._triton_softmax(grad, targets, -7, softcap)
+
+    exact = z.double().requires_grad_()
+    capped = exact if softcap is None else softcap * (exact / softcap).tanh()
+    expected = torch.nn.functional.cross_entropy(capped, targets, ignore_index=-7, reduction="none")
+    expected.sum().backward()
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_softmax_and_gradient_of_no_rows():
+    none = torch.empty(0, 5)
+    assert softmax_gradient._triton_softmax(none, torch.empty(0).long(), -1, 15.0).shape == (0,)

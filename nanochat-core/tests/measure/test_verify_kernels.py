@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from nanochat.backend import KernelPatterns
-from nanochat.bench.proof import Kernel
 from nanochat.builtin.attention import Sdpa
 from nanochat.builtin.loss import Torch
 from nanochat.builtin.quantization import NoQuantization
 from nanochat.errors import NanochatError, UsageError
 from nanochat.plan import Choice
+from nanochat.proof import Kernel
 from nanochat.runtime import Runtime
 from nanochat.train import verify
 from nanochat.train.verify import KernelVerifier

@@ -31,8 +31,12 @@ BELOW = {
     "data": {"errors"},
     "generate": {"train", "plan", "registry", "backend", "data", "model", "runtime", "errors"},
     "evaluate": {"generate", "data", "model", "runtime", "errors"},
-    # `bench` times what `train` builds, and `train.verify` looks at its kernels with `bench`.
+    "caches": set(),
+    "proof": {"backend"},
+    "profiling": {"proof", "runtime"},
     "bench": {
+        "profiling",
+        "proof",
         "train",
         "plan",
         "registry",
@@ -42,9 +46,10 @@ BELOW = {
         "runtime",
         "errors",
     },
-    "measure": {"bench", "registry", "backend", "errors"},
+    "measure": {"bench", "caches", "registry", "backend", "errors"},
     "train": {
-        "bench",
+        "profiling",
+        "proof",
         "generate",
         "evaluate",
         "plan",

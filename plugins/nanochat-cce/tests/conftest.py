@@ -77,7 +77,8 @@ class StandIn:
         self.seen.append({"needs": needs, "means": means is not None, **options})
         logits = self.logits(hidden, weight, softcap)
         probabilities = (logits - lse[:, None]).exp()
-        probabilities[torch.arange(len(targets)), targets] -= 1
+        # As in the real kernel, a target that is no word's index equals none of them.
+        probabilities -= (targets[:, None] == torch.arange(len(weight))).float()
         if softcap is not None:
             probabilities *= 1 - (logits / softcap) ** 2
         probabilities *= grad[:, None]

@@ -97,14 +97,15 @@ def test_the_graph_stays_whole_when_compiled(kernels, ignored, reduction):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operators_keep_the_rules(kernels, dtype):
+@pytest.mark.parametrize("operator", [operators.row_losses, operators.total_loss])
+def test_operators_keep_the_rules(kernels, operator, dtype):
     hidden, weight, targets = example(dtype=dtype)
     arguments = (targets, IGNORED, 15.0, 1e-4, False)
     torch.library.opcheck(
-        operators.row_losses, (hidden.requires_grad_(), weight.requires_grad_(), *arguments, True)
+        operator, (hidden.requires_grad_(), weight.requires_grad_(), *arguments, True)
     )
     with torch.no_grad():
-        losses, lse, means = operators.row_losses(hidden, weight, *arguments, True)
+        losses, lse, means = operator(hidden, weight, *arguments, True)
     for needs in ((True, True), (False, True)):
         torch.library.opcheck(
             operators.row_gradients,

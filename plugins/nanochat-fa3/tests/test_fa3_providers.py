@@ -307,3 +307,13 @@ def test_the_hook_gives_one_backend_that_the_registry_takes():
 
     (backend,) = nanochat_attention()
     assert _reason_to_refuse(Registry(), "attention", backend) is None
+
+
+def test_a_question_about_a_cpu_forgets_nothing_of_the_gpu(site):
+    """The conformance suite asks about every device of the machine before it loads."""
+    site.fa4()
+    backend = FlashAttention()
+    assert backend.check(H200).ok
+    assert not backend.check(CPU).ok
+    assert backend.supports(AttentionProblem("cuda", 1, 128, 2, 2, 64)).ok
+    assert "Forward" in backend.kernels.forward[0]

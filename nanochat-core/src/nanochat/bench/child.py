@@ -162,8 +162,8 @@ def _measured(
 def _proven(
     outcome: Outcome, rounds: list[Round], runtime: Runtime, backends: dict[Hook, Backend]
 ) -> Outcome:
-    from nanochat.bench.profiling import evidence_of, profiled, warm_profiler
-    from nanochat.bench.proof import Kernel, prove, shares
+    from nanochat.profiling import evidence_of, profiled, warm_profiler
+    from nanochat.proof import Kernel, prove, shares
 
     warm_profiler(runtime)
     evidence = evidence_of(runtime.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.bench.jobs import Job, Outcome
-from nanochat.bench.proof import GROUPS, QUANTISE_LIMIT
+from nanochat.proof import GROUPS, QUANTISE_LIMIT
 
 Row = tuple[Job, Outcome]
 

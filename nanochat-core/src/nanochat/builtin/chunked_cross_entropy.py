@@ -5,8 +5,8 @@ and, in place, into their own gradient, which two matrix products carry to `hidd
 So the (N, V) logits never exist, and no product is computed twice: 6NDV operations in all, as in
 the plain loss. The idea is Liger's (arXiv:2410.10989); the backward pass only scales.
 
-The work is one custom operator, opaque to the compiler around it, so its cost in compilation is
-one small kernel however many chunks there are.
+The work is one custom operator, opaque to the compiler around it, so it costs no compilation
+however many chunks there are.
 
 torch 2.13 brings an operator of this kind. In float32 on a CPU it needs 0.5 to 0.7 of the time of
 ours and is as exact, so it is taken there, without a softcap, which it does not know. In bfloat16
@@ -15,8 +15,6 @@ it returns the loss itself in bfloat16, 0.06 to 0.25 off at a loss of 9.5: there
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.backend import Reduction
-from nanochat.builtin.chunks import rows_per_chunk
-from nanochat.builtin.linear_cross_entropy import cap
+from nanochat.builtin.chunks import rows_per_chunk, sums_in_float32
+from nanochat.fused.softmax_gradient import cap, softmax_and_gradient
 
 
 def linear_cross_entropy(
@@ -72,7 +70,7 @@ def _torch_has_its_own(hidden: Tensor, weight: Tensor) -> bool:
 def _of_torch(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     """The sum of the row losses."""
     options = torch.nn.LinearCrossEntropyOptions(
-        batch_chunk_size=rows_per_chunk(hidden.size(0), weight.size(0)),
+        batch_chunk_size=rows_per_chunk(hidden.size(0), *weight.shape),
         chunking_method=None,
         # Otherwise a second backward pass is an error, and torch.compile breaks the graph.
         allow_retain_graph=True,
@@ -93,67 +91,67 @@ def _loss_and_gradients(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the row losses (float32, ()), and its gradients where they are needed."""
-    rows = rows_per_chunk(hidden.size(0), weight.size(0))
-    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    narrow = _gradient_dtype(weight)
+    wide = torch.float32 if sums_in_float32(hidden.size(0), *weight.shape) else narrow
     grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
-    # The sum over chunks is kept in float32: bfloat16 would lose the later ones.
-    grad_weight = torch.zeros(
-        weight.shape if needs_weight else (0,), dtype=torch.float32, device=weight.device
+    grad_weight = weight.new_empty(weight.shape if needs_weight else (0,), dtype=wide)
+    losses = _fill_chunk_by_chunk(
+        hidden,
+        weight,
+        targets,
+        ignore_index,
+        softcap,
+        grad_hidden if needs_hidden else None,
+        grad_weight if needs_weight else None,
     )
-    kernel = _row_kernel(hidden.device.type)
-    for start in range(0, hidden.size(0), rows):
-        part = slice(start, start + rows)
-        logits = hidden[part] @ weight.T
-        total += kernel(logits, targets[part], ignore_index, softcap)
-        if needs_hidden:
-            torch.mm(logits, weight, out=grad_hidden[part])
-        if needs_weight:
-            _accumulate(grad_weight, logits, hidden[part])
-    return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
+    return losses.sum(), grad_hidden, grad_weight.to(narrow)
 
 
-def softmax_and_gradient(
-    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+def _fill_chunk_by_chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
 ) -> Tensor:
-    """The summed loss of a chunk of logits, which are overwritten with their own gradient."""
-    slope: Tensor | float = 1.0  # of the capped logit by the logit
-    if softcap is None:
-        capped = logits.float()
-        highest = capped.amax(dim=-1, keepdim=True)
-    else:
-        # tanh through the sigmoid, which compiles to fewer instructions; and since no logit
-        # exceeds the cap, it serves as the maximum that keeps exp() in range: one pass less.
-        tanh = 2 * torch.sigmoid(logits.float() * (2 / softcap)) - 1
-        slope = 1 - tanh.square()
-        capped = softcap * tanh
-        highest = softcap
-    exp = torch.exp(capped - highest)
-    total = exp.sum(dim=-1, keepdim=True)
-    valid = (targets != ignore_index)[:, None]
-    column = torch.where(valid, targets[:, None], 0)
-    wanted = cap(logits.gather(1, column).float(), softcap)
-    losses = torch.where(valid, highest + total.log() - wanted, 0.0)
-    is_target = torch.arange(logits.size(1), device=logits.device) == column
-    grad = (exp / total - is_target.float()) * slope
-    logits.copy_(torch.where(valid, grad, 0.0))
-    return losses.sum()
+    """The row losses (N,), and the gradients of their sum in the tensors that are given.
+
+    On its own, so that the logits are gone when the gradients are copied: that would be the peak.
+    """
+    tokens = hidden.size(0)
+    rows = rows_per_chunk(tokens, *weight.shape)
+    losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
+    logits = hidden.new_empty(min(rows, tokens), weight.size(0))
+    for start in range(0, tokens, rows):
+        part = slice(start, start + rows)
+        x = hidden[part]
+        z = logits[: x.size(0)]
+        torch.mm(x, weight.T, out=z)
+        losses[part] = softmax_and_gradient(z, targets[part], ignore_index, softcap)
+        if grad_hidden is not None:
+            torch.mm(z, weight, out=grad_hidden[part])
+        if grad_weight is not None:
+            _add_product(grad_weight, z, x, first=start == 0)
+    if tokens == 0 and grad_weight is not None:
+        grad_weight.zero_()
+    return losses
 
 
-@lru_cache
-def _row_kernel(device: str) -> Callable[..., Tensor]:
-    if device == "cpu":
-        return softmax_and_gradient  # its products dominate there, and a compiler may be missing
-    return torch.compile(softmax_and_gradient, dynamic=False)
-
-
-def _accumulate(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """total += grad_logits.T @ hidden, where total is float32 and the factors may be narrower."""
+def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor, *, first: bool) -> None:
+    """total += grad_logits.T @ hidden (the `first` time =), where total may be wider than both."""
+    left = grad_logits.T
     if total.dtype == grad_logits.dtype:
-        torch.addmm(total, grad_logits.T, hidden, out=total)
+        torch.mm(left, hidden, out=total) if first else torch.addmm(total, left, hidden, out=total)
     elif total.is_cuda:
-        torch.addmm(total, grad_logits.T, hidden, out_dtype=torch.float32, out=total)
+        if first:
+            torch.mm(left, hidden, out_dtype=total.dtype, out=total)
+        else:
+            torch.addmm(total, left, hidden, out_dtype=total.dtype, out=total)
     else:
-        total += (grad_logits.T @ hidden).float()
+        product = (left @ hidden).to(total.dtype)
+        total.copy_(product) if first else total.add_(product)
 
 
 def _gradient_dtype(weight: Tensor) -> torch.dtype:
@@ -224,7 +222,7 @@ class _RowLosses(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
         ctx.options = (ignore_index, softcap)
-        rows = rows_per_chunk(hidden.size(0), weight.size(0))
+        rows = rows_per_chunk(hidden.size(0), *weight.shape)
         losses = [
             F.cross_entropy(
                 cap((part @ weight.T).float(), softcap),
@@ -241,7 +239,7 @@ class _RowLosses(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         ignore_index, softcap = ctx.options
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        rows = rows_per_chunk(hidden.size(0), weight.size(0))
+        rows = rows_per_chunk(hidden.size(0), *weight.shape)
         grad_hidden: list[Tensor] = []
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for part, wanted, grad in zip(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.backend import Reduction
+from nanochat.fused.softmax_gradient import cap
 
 
 def linear_cross_entropy(
@@ -21,8 +21,3 @@ def linear_cross_entropy(
     """See `LossBackend.linear_cross_entropy`."""
     logits = cap(F.linear(hidden, weight).float(), softcap)
     return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
-
-
-def cap(logits: Tensor, softcap: float | None) -> Tensor:
-    """Squash logits into (-softcap, softcap) (arXiv:2408.00118)."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

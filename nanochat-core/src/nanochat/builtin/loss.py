@@ -73,7 +73,8 @@ class Chunked(Torch):
     aliases = ()
     capabilities = ("softcap", "chunked")
     kernels = KernelPatterns(
-        forward=(r"softmax_and_gradient|triton_.*(exp|log)|log_softmax|logsumexp",),
+        # On a CPU the operators of this loss, ours or torch's.
+        forward=(r"softmax_gradient_kernel|chunked_cross_entropy|linear_cross_entropy",),
         backward=(),
     )
 
@@ -84,7 +85,7 @@ class Chunked(Torch):
         assert isinstance(problem, LossProblem)
         from nanochat.builtin.chunks import rows_per_chunk
 
-        rows = rows_per_chunk(problem.tokens, problem.vocab)
+        rows = rows_per_chunk(problem.tokens, problem.vocab, problem.hidden)
         return Support.yes(f"{rows} rows of logits at a time")
 
     def load(self) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from nanochat.bench.profiling import evidence_of, recorded, warm_profiler
-from nanochat.bench.proof import prove
 from nanochat.errors import NanochatError, UsageError
 from nanochat.optim import MuonAdamW
 from nanochat.plan import Plan
+from nanochat.profiling import evidence_of, recorded, warm_profiler
+from nanochat.proof import prove
 from nanochat.runtime import Runtime
 from nanochat.train.ranks import speak
 

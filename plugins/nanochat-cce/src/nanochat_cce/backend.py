@@ -167,14 +167,16 @@ class CutCrossEntropy(LossBackend):
         targets = torch.arange(40, device=device)
         # Without the filter: it orders words by sums whose own order may change between runs.
         options = (-1, 15.0, None, False)
-        losses, lse, means = self._operators.row_losses(hidden, weight, targets, *options, True)
-        return [
-            (self._operators.row_losses, (hidden, weight, targets, *options, True)),
-            (
-                self._operators.row_gradients,
-                (losses, hidden, weight, targets, lse, means, *options, True, True),
-            ),
-        ]
+        arguments = (hidden, weight, targets, *options, True)
+        found: list[tuple[Any, tuple[Any, ...]]] = []
+        for operator in (self._operators.row_losses, self._operators.total_loss):
+            loss, lse, means = operator(*arguments)
+            saved = (loss, hidden, weight, targets, lse, means)
+            found += [
+                (operator, arguments),
+                (self._operators.row_gradients, (*saved, *options, True, True)),
+            ]
+        return found
 
     def _settings(self) -> Options:
         return options_from_environment() if self._options is None else self._options

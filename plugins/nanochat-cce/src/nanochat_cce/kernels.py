@@ -81,8 +81,9 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of hidden and weight, in their dtypes, where they are needed.
 
-    `grad_losses` (N,) is the gradient of each row's loss. `mean_logits` orders the words, so that
-    those of small probability share tiles, which the filter then skips.
+    `grad_losses` is the gradient of each row's loss (N,), or one for all (1,). An ignored row has
+    an infinite `lse` and a target that is no word: its softmax is zero. `mean_logits` orders the
+    words, so that those of small probability share tiles, which the filter then skips.
     """
     upstream = load()
     arguments: dict[str, Any] = {

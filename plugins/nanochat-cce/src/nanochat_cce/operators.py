@@ -1,9 +1,12 @@
-"""Cut Cross-Entropy as two custom operators, which torch.compile keeps in one graph.
+"""Cut Cross-Entropy as custom operators, which torch.compile keeps in one graph.
 
-Both work on the losses of single rows; sums and means are taken outside, where autograd knows
-them. Ignored rows are computed as if their target were the word 0 and then left out, with a
-gradient of zero: that keeps every shape static and never waits for the GPU, as upstream's list of
-valid rows does. Where most rows are ignored that is work for nothing; pretraining ignores none.
+Two for the loss, of single rows and of their sum, share one for the gradients: the gradient of a
+sum is one number, and upstream's kernel is up to 5% faster with that than with one a row (H100).
+
+Ignored rows are computed as if their target were the word 0 and then left out. In the backward
+pass their log-sum-exp is infinite and their target no word, so that their softmax is zero. That
+keeps every shape static and never waits for the GPU, as upstream's list of valid rows does. Where
+most rows are ignored the forward pass does work for nothing; pretraining ignores none.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from nanochat.backend import Reduction
 from nanochat_cce import kernels
 from nanochat_cce.options import Options
 
+NO_WORD = -1
+"""A target that no word's index equals."""
+
 
 def linear_cross_entropy(
     hidden: Tensor,
@@ -29,7 +35,8 @@ def linear_cross_entropy(
     options: Options,
 ) -> Tensor:
     """See `LossBackend.linear_cross_entropy`."""
-    losses, _, _ = row_losses(
+    operator = row_losses if reduction == "none" else total_loss
+    loss, _, _ = operator(
         hidden,
         weight,
         targets,
@@ -39,36 +46,28 @@ def linear_cross_entropy(
         options.accumulate_float32,
         torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad),
     )
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    if reduction == "sum":
-        return total
+    if reduction != "mean":
+        return loss
     count = (targets != ignore_index).sum()
     # NaN over no rows at all, with gradients of zero, as in torch.
-    return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+    return torch.where(count > 0, loss / count.clamp(min=1), torch.nan)
 
 
-@torch.library.custom_op("nanochat_cce::row_losses", mutates_args=())
-def row_losses(
+def _losses(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     ignore_index: int,
     softcap: float | None,
-    filter_eps: float | None,
-    accumulate_float32: bool,
-    needs_grad: bool,
+    averages: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each row (N,), its log-sum-exp (N,), and the mean logit of each word (V,).
 
     All float32. The last is empty unless the backward pass will filter by it.
     """
-    rows, words = hidden.size(0), weight.size(0)
-    averages = needs_grad and filter_eps is not None
-    if rows == 0:
+    if hidden.size(0) == 0:
         empty = hidden.new_zeros(0, dtype=torch.float32)
-        means = hidden.new_zeros(words if averages else 0, dtype=torch.float32)
+        means = hidden.new_zeros(weight.size(0) if averages else 0, dtype=torch.float32)
         return empty, empty.clone(), means
     valid = targets != ignore_index
     with torch.no_grad():
@@ -82,6 +81,47 @@ def row_losses(
     return losses.where(valid, 0), lse, lse.new_empty(0) if means is None else means
 
 
+@torch.library.custom_op("nanochat_cce::row_losses", mutates_args=())
+def row_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    filter_eps: float | None,
+    accumulate_float32: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_losses` returns; the other arguments are for the backward pass."""
+    averages = needs_grad and filter_eps is not None
+    return _losses(hidden, weight, targets, ignore_index, softcap, averages)
+
+
+@torch.library.custom_op("nanochat_cce::total_loss", mutates_args=())
+def total_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    filter_eps: float | None,
+    accumulate_float32: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the sum of the losses (float32, ()) for the first."""
+    averages = needs_grad and filter_eps is not None
+    losses, lse, means = _losses(hidden, weight, targets, ignore_index, softcap, averages)
+    return losses.sum(), lse, means
+
+
+def _forward_shapes(
+    hidden: Tensor, weight: Tensor, averages: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = hidden.new_empty(hidden.size(0), dtype=torch.float32)
+    means = hidden.new_empty(weight.size(0) if averages else 0, dtype=torch.float32)
+    return rows, torch.empty_like(rows), means
+
+
 @row_losses.register_fake
 def _(
     hidden: Tensor,
@@ -93,10 +133,22 @@ def _(
     accumulate_float32: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = hidden.new_empty(hidden.size(0), dtype=torch.float32)
-    averages = needs_grad and filter_eps is not None
-    means = hidden.new_empty(weight.size(0) if averages else 0, dtype=torch.float32)
-    return rows, torch.empty_like(rows), means
+    return _forward_shapes(hidden, weight, needs_grad and filter_eps is not None)
+
+
+@total_loss.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    filter_eps: float | None,
+    accumulate_float32: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, lse, means = _forward_shapes(hidden, weight, needs_grad and filter_eps is not None)
+    return lse.new_empty(()), lse, means
 
 
 @torch.library.custom_op("nanochat_cce::row_gradients", mutates_args=())
@@ -114,20 +166,24 @@ def row_gradients(
     needs_hidden: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of hidden (N, D) and weight (V, D), contiguous, empty where not needed."""
+    """The gradients of hidden (N, D) and weight (V, D), contiguous, empty where not needed.
+
+    `grad_losses` is that of each row's loss (N,), or of their sum ().
+    """
     if hidden.size(0) == 0:
         return (
             hidden.new_zeros(hidden.shape if needs_hidden else 0),
             weight.new_zeros(weight.shape if needs_weight else 0),
         )
     valid = targets != ignore_index
+    grad = grad_losses.float()
     with torch.no_grad():
         grad_hidden, grad_weight = kernels.backward(
-            grad_losses.float().where(valid, 0).contiguous(),
+            grad.where(valid, 0).contiguous() if grad.dim() else grad.reshape(1),
             hidden.contiguous(),
             weight.contiguous(),
-            targets.where(valid, 0).contiguous(),
-            lse,
+            targets.where(valid, NO_WORD).contiguous(),
+            lse.where(valid, torch.inf),
             mean_logits if mean_logits.numel() else None,
             softcap=softcap,
             filter_eps=filter_eps,
@@ -183,4 +239,5 @@ def _backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> tuple[Tensor | N
     )
 
 
-torch.library.register_autograd(row_losses, _backward, setup_context=_save)
+for _operator in (row_losses, total_loss):
+    torch.library.register_autograd(_operator, _backward, setup_context=_save)

@@ -39,8 +39,8 @@ def own_gpu() -> Iterator[torch.device]:
 class FlashAttention(AttentionBackend):
     """FlashAttention, from the best build that is installed for the GPU at hand.
 
-    `check(target)` decides on the provider; `supports` and `load` speak of the one it found, and
-    `kernels` has its patterns. Without a `check` they look at this machine's own GPU.
+    `check(target)` of an NVIDIA GPU decides on the provider; `supports` and `load` speak of the one
+    it found, and `kernels` has its patterns. Without one they look at this machine's own GPU.
     """
 
     name = "fa3"
@@ -57,8 +57,10 @@ class FlashAttention(AttentionBackend):
         return select(target).standing.priority
 
     def check(self, target: Target) -> Support:
-        self._selection = selection = select(target)
-        self.kernels: KernelPatterns = selection.patterns
+        selection = select(target)
+        if selection.family is not None:  # asked about a CPU, it forgets nothing of the GPU
+            self._selection = selection
+            self.kernels: KernelPatterns = selection.patterns
         if selection.provider is None:
             return Support.no(selection.reason, selection.remedy)
         return Support.yes(selection.reason)
@@ -127,5 +129,5 @@ class FlashAttention(AttentionBackend):
 
             target = Cuda().probe() or Target(kind="cpu", name="no NVIDIA GPU was found")
             self.check(target)
-        assert self._selection is not None
+            return self._selection or select(target)
         return self._selection

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.caches import cache_folder
 from nanochat.errors import NanochatError
 from nanochat_fa3.providers import (
     FA4_INSTALL,
@@ -49,11 +51,23 @@ def bind(selection: Selection) -> Kernel:
     if provider is None:
         raise NanochatError(selection.reason, selection.remedy)
     if provider.name == "fa4":
+        keep_compiled_kernels()
         return bind_fa4(_imported("flash_attn.cute.interface", provider))
     if provider.name == "hub":
         return bind_cuda(_from_hub(selection), provider.name)
     module = "flash_attn_interface" if provider.name == "fa3" else "flash_attn.flash_attn_interface"
     return bind_cuda(_imported(module, provider), provider.name)
+
+
+def keep_compiled_kernels() -> None:
+    """Let FlashAttention-4 keep its kernels between runs, each of which takes it some 10 s.
+
+    It reads both variables when it is imported, by default keeps nothing, and knows a kept kernel
+    by its own sources and the versions of its compiler. What the user has set stays.
+    """
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    folder = str(cache_folder() / "flash-attn-4")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", folder)
 
 
 def bind_cuda(module: ModuleType, name: str) -> Kernel:

@@ -3,7 +3,7 @@
 import pytest
 
 from nanochat.backend import KernelPatterns, LossBackend
-from nanochat.bench.proof import Kernel, prove, shares
+from nanochat.proof import Kernel, prove, shares
 
 
 class Toy(LossBackend):

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
-from nanochat.bench.proof import Evidence, Kernel
+from nanochat.proof import Evidence, Kernel
 from nanochat.runtime import Runtime
 
 T = TypeVar("T")
