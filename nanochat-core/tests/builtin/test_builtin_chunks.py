@@ -26,4 +26,4 @@ def test_rows_of_a_chunk_are_even_and_bounded(tokens, vocab, width):
 def test_the_plan_tells_the_chunks():
     support = Chunked().supports(LossProblem("cpu", tokens=65536, hidden=1280, vocab=32768))
     assert support.ok
-    assert support.reason == "3328 rows of logits at a time"
+    assert support.reason == "3072 rows of logits at a time"

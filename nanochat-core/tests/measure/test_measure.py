@@ -87,6 +87,13 @@ def test_the_fastest_that_fits_wins_and_the_table_says_why():
     assert "no 3 GiB" in table[3]
 
 
+def test_what_noise_parts_is_chosen_as_auto_does():
+    choice = measured(three(a=1.54, b=1.5))
+    assert choice.backend.name == "a"
+    assert choice.reason == "measured 1.540 ms, within 3% of the fastest (b 1.500)"
+    assert measured(three(a=1.56, b=1.5), remeasure=True).backend.name == "b"
+
+
 def test_a_second_run_chooses_alike_without_timing():
     measured(three())
     again = three(a=0.1)

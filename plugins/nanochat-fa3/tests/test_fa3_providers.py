@@ -230,6 +230,8 @@ def test_the_plan_names_the_provider_and_why_not_the_others(site):
         (H200, "fa3", {"head_dim": 256}, True),
         (H200, "fa3", {"head_dim": 264}, False),
         (H200, "fa4", {"head_dim": 192}, True),
+        (H200, "fa4", {"head_dim": 80}, False),
+        (H200, "fa3", {"head_dim": 80}, True),
         (B200, "fa4", {"head_dim": 192}, False),
         (B200, "fa4", {"head_dim": 256}, True),
         (GB10, "fa4", {"head_dim": 256}, False),

