@@ -64,9 +64,9 @@ def softmax_gradient_kernel(
         total = tl.sum(sums, axis=0)
         scale = 1.0 / total
         if CAPPED:
-            u = 1.0 / (1.0 + tl.exp2(wanted * inward))
-            capped = softcap - 2.0 * softcap * u
-            own = (tl.exp2(u * outward) * scale - 1.0) * (4.0 * u * (1.0 - u))
+            v = 1.0 / (1.0 + tl.exp2(wanted * inward))
+            capped = softcap - 2.0 * softcap * v
+            own = (tl.exp2(v * outward) * scale - 1.0) * (4.0 * v * (1.0 - v))
         else:
             capped = wanted
             own = tl.exp2((wanted - highest) * LOG2_E) * scale - 1.0
