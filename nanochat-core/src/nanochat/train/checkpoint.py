@@ -42,12 +42,18 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
+def step_of(name: str) -> int | None:
+    """The step whose checkpoint a folder of that name is; None for other names."""
+    found = _NAME.fullmatch(name)
+    return int(found.group(1)) if found else None
+
+
 def steps(folder: Path) -> list[int]:
     """The steps of the whole checkpoints in a folder, in order."""
     if not folder.is_dir():
         return []
-    found = ((_NAME.fullmatch(p.name), p) for p in folder.iterdir())
-    return sorted(int(m.group(1)) for m, p in found if m and (p / META).is_file())
+    found = ((step_of(p.name), p) for p in folder.iterdir())
+    return sorted(step for step, p in found if step is not None and (p / META).is_file())
 
 
 def latest(folder: Path) -> int | None:
@@ -98,7 +104,7 @@ def save(
     try:
         _require_space(folder, [*model.values(), *tensors.values()])
         _write(writing, model, tensors, {**meta, "format": FORMAT, "optimizer": plain})
-        _put(writing, place)
+        put(writing, place)
     except OSError as error:
         shutil.rmtree(writing, ignore_errors=True)
         raise _not_written(folder, place, error) from error
@@ -127,7 +133,15 @@ def _write(
     sync_folder(writing)
 
 
-def _put(writing: Path, place: Path) -> None:
+def begin(place: Path) -> Path:
+    """An empty folder beside a checkpoint's place, from where `put` moves it there."""
+    writing = place.with_name(f"{_WRITING}{place.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    return writing
+
+
+def put(writing: Path, place: Path) -> None:
     """Move a finished checkpoint to its place. No system replaces a full folder in one step, so
     one that is there moves aside first, from where `recover` fetches it if this is cut short."""
     replaced = place.with_name(f"{_REPLACED}{place.name}")

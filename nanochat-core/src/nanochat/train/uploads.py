@@ -1,0 +1,237 @@
+"""Sends checkpoints to their address in the background: one at a time, of those waiting the newest.
+
+A failure is told and tried again, later each time, until it works or a newer checkpoint follows. At
+the end of a run `finish` waits; after a machine's notice it waits no longer than the machine lasts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.train import checkpoint
+from nanochat.train.bucket import reason
+from nanochat.train.config import TrainConfig
+from nanochat.train.record import LOG
+from nanochat.train.remote import RemoteRun, amount
+from nanochat.train.stopping import StopRequest
+from nanochat.train.transfer import Cancelled, Transfer
+
+FIRST_DELAY, LONGEST_DELAY = 2.0, 120.0
+LAST_TRIES = 5
+"""At the end of a run, when no newer checkpoint will follow."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A checkpoint that is complete at its address."""
+
+    step: int
+    address: str
+    told: str
+
+
+class Uploads:
+    """The uploads of a run. `say` is called from a thread of its own."""
+
+    def __init__(
+        self,
+        remote: RemoteRun,
+        log: Path,
+        say: Callable[[str], None],
+        stop: StopRequest,
+        *,
+        grace: float = 30.0,
+        keep: int = 0,
+    ) -> None:
+        self._remote = remote
+        self._log = log
+        self._say = say
+        self._stop = stop
+        self._grace = grace
+        self._keep = keep
+        self._changed = threading.Condition()
+        self._waiting: Path | None = None
+        self._sending: tuple[Path, Transfer] | None = None
+        self._ending = False
+        self.done: Uploaded | None = None
+        self.failure = ""
+        self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+        self._thread.start()
+
+    def add(self, place: Path) -> None:
+        """Send a checkpoint when the one on its way is there; it replaces one that still waits."""
+        with self._changed:
+            passed, self._waiting = self._waiting, place
+            self._changed.notify_all()
+        if passed is not None:
+            self._say(f"{passed.name} is not uploaded: {place.name} is newer and goes first")
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception) and not self._ending:
+            self.finish()  # the run failed; what it saved is still wanted
+        self.close()
+
+    def finish(self) -> str:
+        """Wait until all is sent. What became of it, in words for the end of a message.
+
+        `done` and `failure` say the same to programs. After SIGTERM or a machine's notice it waits
+        no longer than the grace from then on, and tries first what can still arrive.
+        """
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        hurried = False
+        while self._thread.is_alive():
+            left = self._stop.left(self._grace)
+            if left is not None and not hurried:
+                hurried = True
+                self._hurry(left)
+            if left is not None and left <= 0:
+                self._give_up()
+                break
+            self._thread.join(0.1 if left is None else min(0.1, max(left, 0.001)))
+        if self.failure:
+            there = f"; complete there is {self.done.address}" if self.done else ""
+            return f"NOT uploaded to {self._remote.address}: {self.failure}{there}"
+        return f"uploaded as {self.done.address}: {self.done.told}" if self.done else ""
+
+    def close(self) -> None:
+        """Give up what is left."""
+        with self._changed:
+            self._ending, self._waiting = True, None
+            if self._sending is not None:
+                self._sending[1].cancel()
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._ending)
+                if self._waiting is None:
+                    return
+                place, self._waiting = self._waiting, None
+                transfer = Transfer()
+                self._sending = (place, transfer)
+            self._deliver(place, transfer)
+            with self._changed:
+                self._sending = None
+
+    def _deliver(self, place: Path, transfer: Transfer) -> None:
+        """Send one checkpoint, however often it takes."""
+        attempt, ending = 0, self._ending
+        while not self._send(place, transfer):
+            attempt += 1
+            with self._changed:
+                if self._waiting is not None or (ending and attempt >= LAST_TRIES):
+                    return
+            delay = min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY)
+            self._say(f"{place.name}: trying to upload it again in {delay:.0f}s")
+            with self._changed:
+                self._changed.wait_for(
+                    lambda before=ending: self._waiting is not None or self._ending != before,
+                    timeout=delay,
+                )
+                if self._waiting is not None:
+                    return
+                if self._ending != ending:  # the run is over: no more long pauses
+                    attempt, ending = 0, True
+
+    def _send(self, place: Path, transfer: Transfer) -> bool:
+        """Try once. True if there is nothing more to try."""
+        address = f"{self._remote.address}: {place.name}"
+        transfer.sent, transfer.started = 0, time.monotonic()
+        try:
+            self._remote.upload(place, transfer)
+        except Cancelled:
+            return True
+        except Exception as error:
+            if not place.exists():
+                self._say(f"{place.name} is not uploaded: it was deleted here for a newer one")
+                return True
+            self.failure = reason(error)
+            self._say(f"{address} could not be uploaded: {self.failure}")
+            return False
+        self.failure = ""
+        step = checkpoint.step_of(place.name) or 0
+        told = amount(transfer.total, time.monotonic() - transfer.started)
+        self.done = Uploaded(step, self._remote.address_of(step), told)
+        self._say(f"step {step}: uploaded {self.done.address}, {told}")
+        try:
+            self._remote.put_log(self._log)
+            self._remote.tidy(step, self._keep)
+        except Exception as error:
+            self._say(f"{self._remote.address} could not be tidied: {reason(error)}")
+        return True
+
+    def _hurry(self, left: float) -> None:
+        """Choose between an older checkpoint on its way and the newest, which waits for it."""
+        with self._changed:
+            if self._sending is None or self._waiting is None:
+                return
+            older, transfer = self._sending
+            newest = self._waiting
+        size = sum(p.stat().st_size for p in newest.iterdir())
+        keeps = finishes_older(transfer, size, left)
+        if keeps:
+            self._say(f"{older.name} is still on its way: {newest.name} is uploaded after it")
+        else:
+            self._say(f"{older.name} is given up on its way: {newest.name} goes first")
+            transfer.cancel()
+
+    def _give_up(self) -> None:
+        with self._changed:
+            sending, waiting = self._sending, self._waiting
+        self.close()
+        place = waiting or (sending[0] if sending else None)
+        if place is None or (self.done and self.done.step == checkpoint.step_of(place.name)):
+            return  # all but tidying up was done
+        sent = f", {sending[1].sent / 2**20:,.0f} MiB were sent" if sending and not waiting else ""
+        self.failure = f"{place.name} did not arrive within {self._grace:.0f}s of the notice{sent}"
+
+
+def finishes_older(transfer: Transfer, newest: int, left: float) -> bool:
+    """True if an upload on its way is to be finished before the newest checkpoint's, of so many
+    bytes, with so many seconds left. The newest goes first if it would arrive then and not after
+    the older; if it would not arrive at all, the older has the better chance."""
+    rate = transfer.rate
+    if rate is None:
+        return False
+    older = max(transfer.total - transfer.sent, 0)
+    return (older + newest) / rate <= left or newest / rate > left
+
+
+def open_uploads(
+    config: TrainConfig,
+    folder: Path,
+    source: Path | None,
+    say: Callable[[str], None],
+    stop: StopRequest,
+    stack: ExitStack,
+) -> Uploads | None:
+    """The uploads of a run into its bucket, None where it has none. A checkpoint that the run goes
+    on from and that never arrived there is the first."""
+    if not config.checkpoint_bucket:
+        return None
+    remote = RemoteRun.of(config.checkpoint_bucket, folder)
+    say(f"checkpoints are uploaded to {remote.address}")
+    uploads = Uploads(
+        remote,
+        folder / LOG,
+        say,
+        stop,
+        grace=config.grace_seconds,
+        keep=config.keep_checkpoints,
+    )
+    stack.enter_context(uploads)
+    continued = source is not None and source.parent.parent == folder
+    if source is not None and continued and checkpoint.step_of(source.name) not in remote.steps():
+        uploads.add(source)
+    return uploads
