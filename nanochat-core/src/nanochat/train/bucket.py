@@ -65,7 +65,7 @@ def open_address(address: str) -> tuple[AbstractFileSystem, str]:
             f"Mend --checkpoint-bucket or {BUCKET_VARIABLE}",
         ) from error
     # These log tracebacks of failures that are raised as well, and that we tell in one line.
-    for library in ("fsspec", "gcsfs", "s3fs"):
+    for library in ("fsspec", "gcsfs", "google.auth", "s3fs"):
         logging.getLogger(library).addHandler(logging.NullHandler())
     return filesystem, str(path).rstrip("/")
 

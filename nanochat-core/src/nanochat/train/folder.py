@@ -163,7 +163,10 @@ def _find_here_or_there(
     if not place.is_dir():
         where = f"{checkpoints} has" if remote is None else f"{folder} and {remote.address} have"
         known = ", ".join(str(s) for s in sorted({*here, *there})) or "none"
-        raise UsageError(f"{where} no checkpoint of step {step}", f"There are: {known}")
+        raise UsageError(
+            f"{where} no checkpoint of step {step}",
+            f"{'They have' if remote is not None else 'It has'}: {known}",
+        )
     return place
 
 

@@ -34,7 +34,7 @@ from nanochat.train.stopping import StopRequest
 from nanochat.train.uploads import open_uploads
 from nanochat.train.verify import KernelVerifier
 
-NOTICE = "\nstopping: the step is finished and saved first; once more to stop at once\n"
+NOTICE = "\nstopping: the step is finished and saved first; Ctrl-C to stop at once\n"
 
 
 def run(config: TrainConfig, plan: Plan, resume: Resume | None = None) -> Path:

@@ -24,7 +24,7 @@ class Transfer:
     def __init__(self, total: int = 0) -> None:
         self.total = total
         self.sent = 0
-        self.started = time.monotonic()
+        self.started = self.moved = time.monotonic()
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
 
@@ -32,7 +32,13 @@ class Transfer:
         """Some bytes are away. Raises Cancelled if the rest is not wanted."""
         with self._lock:
             self.sent += sent
+            self.moved = time.monotonic()
         self.check()
+
+    def begin(self) -> None:
+        """Count from the start again, for another try."""
+        self.sent = 0
+        self.started = self.moved = time.monotonic()
 
     def check(self) -> None:
         """Raise Cancelled if the rest is not wanted."""
@@ -91,14 +97,16 @@ def send(
     """Write a part of a source to a path of a file system; nothing is left there if it fails."""
     out = filesystem.open(target, "wb", block_size=BLOCK)
     try:
-        for offset in range(start, start + size, BLOCK):
-            block = source.read(offset, min(BLOCK, start + size - offset))
-            out.write(block)
-            transfer.count(len(block))
+        whole, rest = divmod(size, BLOCK)
+        for offset in range(start, start + whole * BLOCK, BLOCK):
+            out.write(source.read(offset, BLOCK))
+            transfer.count(BLOCK)
+        out.write(source.read(start + whole * BLOCK, rest))
+        out.close()
     except BaseException:
         _discard(out)
         raise
-    out.close()
+    transfer.count(rest)  # only now is what was less than a block away
 
 
 def _discard(out: Any) -> None:

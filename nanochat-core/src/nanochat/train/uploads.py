@@ -58,10 +58,15 @@ class Uploads:
         self._waiting: Path | None = None
         self._sending: tuple[Path, Transfer] | None = None
         self._ending = False
+        self._replaced: threading.Thread | None = None
         self.done: Uploaded | None = None
         self.failure = ""
-        self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+        thread.start()
+        return thread
 
     def add(self, place: Path) -> None:
         """Send a checkpoint when the one on its way is there; it replaces one that still waits."""
@@ -88,15 +93,13 @@ class Uploads:
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-        hurried = False
         while self._thread.is_alive():
             left = self._stop.left(self._grace)
-            if left is not None and not hurried:
-                hurried = True
+            if left is not None:
                 self._hurry(left)
-            if left is not None and left <= 0:
-                self._give_up()
-                break
+                if left <= 0:
+                    self._give_up()
+                    break
             self._thread.join(0.1 if left is None else min(0.1, max(left, 0.001)))
         if self.failure:
             there = f"; complete there is {self.done.address}" if self.done else ""
@@ -112,17 +115,20 @@ class Uploads:
             self._changed.notify_all()
 
     def _work(self) -> None:
+        me = threading.current_thread()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._ending)
-                if self._waiting is None:
-                    return
+                if self._waiting is None or self._replaced is me:
+                    break
                 place, self._waiting = self._waiting, None
-                transfer = Transfer()
-                self._sending = (place, transfer)
-            self._deliver(place, transfer)
+                sending = self._sending = (place, Transfer())
+            self._deliver(*sending)
             with self._changed:
-                self._sending = None
+                if self._sending is sending:
+                    self._sending = None
+        if self.done is not None and self._replaced is not me:
+            self._also(lambda: self._remote.put_log(self._log))  # with what came after the save
 
     def _deliver(self, place: Path, transfer: Transfer) -> None:
         """Send one checkpoint, however often it takes."""
@@ -147,7 +153,7 @@ class Uploads:
     def _send(self, place: Path, transfer: Transfer) -> bool:
         """Try once. True if there is nothing more to try."""
         address = f"{self._remote.address}: {place.name}"
-        transfer.sent, transfer.started = 0, time.monotonic()
+        transfer.begin()
         try:
             self._remote.upload(place, transfer)
         except Cancelled:
@@ -164,27 +170,31 @@ class Uploads:
         told = amount(transfer.total, time.monotonic() - transfer.started)
         self.done = Uploaded(step, self._remote.address_of(step), told)
         self._say(f"step {step}: uploaded {self.done.address}, {told}")
-        try:
-            self._remote.put_log(self._log)
-            self._remote.tidy(step, self._keep)
-        except Exception as error:
-            self._say(f"{self._remote.address} could not be tidied: {reason(error)}")
+        self._also(lambda: self._remote.put_log(self._log))
+        self._also(lambda: self._remote.tidy(step, self._keep))
         return True
+
+    def _also(self, action: Callable[[], None]) -> None:
+        """What a checkpoint does not need: its failure is told and does no harm."""
+        try:
+            action()
+        except Exception as error:
+            self._say(f"{self._remote.address} was not kept tidy: {reason(error)}")
 
     def _hurry(self, left: float) -> None:
         """Choose between an older checkpoint on its way and the newest, which waits for it."""
         with self._changed:
             if self._sending is None or self._waiting is None:
                 return
-            older, transfer = self._sending
-            newest = self._waiting
-        size = sum(p.stat().st_size for p in newest.iterdir())
-        keeps = finishes_older(transfer, size, left)
-        if keeps:
-            self._say(f"{older.name} is still on its way: {newest.name} is uploaded after it")
-        else:
-            self._say(f"{older.name} is given up on its way: {newest.name} goes first")
+            (older, transfer), newest = self._sending, self._waiting
+            size = sum(p.stat().st_size for p in newest.iterdir())
+            if finishes_older(transfer, size, left):
+                return
             transfer.cancel()
+            # The thread may hang in a request for longer than the machine lasts.
+            self._sending, self._replaced = None, self._thread
+            self._thread = self._start()
+        self._say(f"{older.name} is given up on its way: {newest.name} goes first")
 
     def _give_up(self) -> None:
         with self._changed:
@@ -193,19 +203,23 @@ class Uploads:
         place = waiting or (sending[0] if sending else None)
         if place is None or (self.done and self.done.step == checkpoint.step_of(place.name)):
             return  # all but tidying up was done
-        sent = f", {sending[1].sent / 2**20:,.0f} MiB were sent" if sending and not waiting else ""
-        self.failure = f"{place.name} did not arrive within {self._grace:.0f}s of the notice{sent}"
+        told = f"{place.name} did not arrive within {self._grace:.0f}s of the notice"
+        if sending is not None and waiting is None and sending[1].total:
+            told += f" ({100 * sending[1].sent / sending[1].total:.0f}% did)"
+        self.failure = told
 
 
 def finishes_older(transfer: Transfer, newest: int, left: float) -> bool:
-    """True if an upload on its way is to be finished before the newest checkpoint's, of so many
-    bytes, with so many seconds left. The newest goes first if it would arrive then and not after
-    the older; if it would not arrive at all, the older has the better chance."""
+    """True if an upload on its way is to be finished before the newest checkpoint, of so many
+    bytes, is begun, with so many seconds left: if both would arrive, or the older one alone.
+
+    Asked again and again, it lets go of an upload that does not get on while there is time.
+    """
     rate = transfer.rate
-    if rate is None:
+    if rate is None or time.monotonic() - transfer.moved > left / 2:
         return False
-    older = max(transfer.total - transfer.sent, 0)
-    return (older + newest) / rate <= left or newest / rate > left
+    older = max(transfer.total - transfer.sent, 0) / rate
+    return older + newest / rate <= left or older <= left < newest / rate
 
 
 def open_uploads(
