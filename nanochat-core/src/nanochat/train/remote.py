@@ -219,14 +219,17 @@ class RemoteRun:
             temporary.replace(log)
 
     def tidy(self, step: int, keep: int) -> None:
-        """After `step` is complete: delete what was cut short before it, and all but `keep` (0: no
-        complete one)."""
+        """After `step` is complete: delete what was cut short before it, and all but `keep` of the
+        complete ones (0: none of them)."""
         listing = self._listing()
         complete = sorted(s for s, files in listing.items() if MANIFEST in files)
         for old in sorted(listing):
             spent = keep and old in complete[:-keep]
             if old < step and (old not in complete or spent):
                 self._delete(old, listing[old])
+            elif old < step:  # parts whose deletion was cut short
+                for name in (name for name in listing[old] if ".part" in name):
+                    self._fs.rm_file(f"{self._folder_of(old)}/{name}")
 
     def _delete(self, step: int, files: Mapping[str, int]) -> None:
         """The manifest first, so that half a step is never taken for a whole one."""

@@ -216,13 +216,6 @@ class FakeMachine(Serving):
             self.changed.notify_all()
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    """Neither the bucket nor the machine of whoever runs the tests."""
-    monkeypatch.delenv("NANOCHAT_GCS_CHECKPOINT_BUCKET", raising=False)
-    monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
-
-
 @pytest.fixture
 def gcs(monkeypatch):
     """A fake of Google Cloud Storage that gcsfs, here and in child processes, takes for the real

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from nanochat.optim import MuonAdamW
 from nanochat.train import checkpoint
 from nanochat.train.remote import RemoteRun
+from nanochat.train.transfer import Transfer
 
 
 def vanish(folder):
@@ -156,6 +159,69 @@ def test_a_notice_in_an_upload_that_hangs(spawn, tmp_path, gcs, hangs):
         assert there == [newest]
     assert "Continue with --resume cut" in err
     assert "Traceback" not in err
+
+
+RANK = """
+import os, signal, sys
+from nanochat.cli.train import main
+from nanochat.optim import MuonAdamW
+
+original, calls = MuonAdamW.step, []
+
+def step(self, closure=None):
+    calls.append(1)
+    if len(calls) == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(self, closure)
+
+MuonAdamW.step = step
+sys.exit(main())
+"""
+
+
+def test_ranks_stop_together_and_the_first_uploads(tmp_path, tiny, corpus):
+    """The second rank alone has notice."""
+    (tmp_path / "rank.py").write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    bucket = tmp_path / "b"
+    arguments = [f"--data-dir={corpus}", "--output=cut", f"--checkpoint-bucket={bucket}"]
+    done = subprocess.run(
+        [*torchrun, "rank.py", *tiny, *arguments, "--device-batch-size=1"],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    [step] = RemoteRun(bucket.as_uri(), "cut").steps()
+    assert step in (5, 6)
+    assert f"after {step} steps, the last checkpoint is cut/checkpoints" in done.stderr
+    assert "uploaded as file:///" in done.stderr
+
+
+def test_ranks_bring_one_checkpoint_for_all(tmp_path, save):
+    """Each asks for the newest, none has it yet."""
+    remote = RemoteRun((tmp_path / "b").as_uri(), "cut")
+    place = save(tmp_path / "c", 4, size=2**20)
+    remote.upload(place, Transfer())
+    ask = (
+        "import sys; from nanochat.train.folder import find_resume; "
+        "print(find_resume('auto', 'cut', '', 2, sys.argv[1]).checkpoint)"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ask, (tmp_path / "b").as_uri()],
+            cwd=tmp_path,
+            env={**os.environ, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(4)
+    ]
+    told = [rank.communicate()[0].splitlines() for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks)
+    assert [lines[-1] for lines in told] == ["cut/checkpoints/step_000004"] * 4
+    assert sum("downloaded" in line for lines in told for line in lines) == 1
 
 
 def test_a_notice_of_preemption(train, tmp_path, memory, machine, at_step, losses, whole):
