@@ -96,7 +96,7 @@ def time_upload(args: argparse.Namespace, folder: Path, bucket: str) -> None:
     up, down = [], []
     for _ in range(args.rounds):
         began = time.perf_counter()
-        remote.upload(place, Transfer())
+        remote.upload(remote.open(1, place), Transfer())
         up.append(time.perf_counter() - began)
         began = time.perf_counter()
         fetch(remote, 1, folder / "back", lambda _: None)
@@ -140,10 +140,14 @@ def time_stall(args: argparse.Namespace, folder: Path, bucket: str) -> None:
             if kind != "none":
                 began = time.perf_counter()
                 place = checkpoint.save(
-                    folder, step, model.state_dict(), optimizer.state_dict(), {"step": step}, keep=2
+                    folder,
+                    step,
+                    model.state_dict(),
+                    optimizer.state_dict(),
+                    {"step": step},
+                    keep=2,
+                    written=uploads.add if kind == "uploaded" else None,
                 )
-                if kind == "uploaded":
-                    uploads.add(place)
                 saves[kind].append(time.perf_counter() - began)
             began = time.perf_counter()
             for _ in range(args.steps):

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,10 +88,13 @@ def save(
     meta: Mapping[str, Any],
     *,
     keep: int = 0,
+    written: Callable[[int, Path], None] | None = None,
 ) -> Path:
     """Write the checkpoint of a step and return its folder; then delete all but `keep` (0: none).
 
-    Raises NanochatError on a full disk; what was there before stays as it was.
+    `written(step, folder)` is called where the files lie once they are written, before they are
+    flushed to the disk, which may take longer than a machine lasts after its notice; they are moved
+    then. Raises NanochatError on a full disk; what was there before stays as it was.
     """
     from nanochat.train.tensors import pack
 
@@ -104,6 +107,9 @@ def save(
     try:
         _require_space(folder, [*model.values(), *tensors.values()])
         _write(writing, model, tensors, {**meta, "format": FORMAT, "optimizer": plain})
+        if written is not None:
+            written(step, writing)
+        _flush(writing)
         put(writing, place)
     except OSError as error:
         shutil.rmtree(writing, ignore_errors=True)
@@ -128,8 +134,13 @@ def _write(
     with open(writing / META, "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=1)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def _flush(writing: Path) -> None:
+    from nanochat.train.tensors import flush
+
+    for path in sorted(writing.iterdir()):
+        flush(path)
     sync_folder(writing)
 
 

@@ -24,7 +24,7 @@ from nanochat.errors import NanochatError
 from nanochat.train import checkpoint
 from nanochat.train.bucket import has_folders, open_address, reason, unusable
 from nanochat.train.record import LOG
-from nanochat.train.transfer import Source, Transfer, digest_of, send, side_by_side
+from nanochat.train.transfer import Opened, Transfer, digest_of, send, side_by_side
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -86,6 +86,11 @@ class RemoteRun:
     def _folder_of(self, step: int) -> str:
         return f"{self._path}/{CHECKPOINTS}/{checkpoint.step_folder(Path(), step).name}"
 
+    @staticmethod
+    def open(step: int, folder: Path) -> Opened:
+        """What `upload` sends of a local checkpoint. Close it after that."""
+        return Opened(step, folder, without=MANIFEST)
+
     def probe(self) -> None:
         """Write, list, read and delete a few bytes. Raises UsageError with what would mend it."""
         path = f"{self._path}/.probe-{uuid.uuid4().hex}"
@@ -114,23 +119,14 @@ class RemoteRun:
                 raise NotWhole(f"its {name} has {files.get(name, 'no')} bytes instead of {size}")
         return manifest
 
-    def upload(self, place: Path, transfer: Transfer) -> None:
+    def upload(self, opened: Opened, transfer: Transfer) -> None:
         """Send a whole local checkpoint. Cut short at any moment, it does not count there.
 
-        Raises Cancelled, FileNotFoundError if the local one was deleted before, and what the file
-        system raises.
+        Raises Cancelled, and what the file system raises.
         """
-        step = int(checkpoint.read_meta(place)["step"])
-        sources = [Source(p) for p in sorted(place.iterdir()) if p.is_file() and p.name != MANIFEST]
-        try:
-            self._upload(step, sources, transfer)
-        finally:
-            for source in sources:
-                source.close()
-
-    def _upload(self, step: int, sources: list[Source], transfer: Transfer) -> None:
+        step, sources = opened.step, opened.sources
         folder = self._folder_of(step)
-        transfer.total = sum(source.size for source in sources)
+        transfer.total = opened.size
         if self._fs.exists(f"{folder}/{MANIFEST}"):
             self._fs.rm_file(f"{folder}/{MANIFEST}")
         if has_folders(self._fs):

@@ -143,6 +143,7 @@ def _train(
         horizon=horizon,
         fingerprint=tokenizer.fingerprint,
         meter=meter,
+        written=uploads.add if uploads is not None else None,
     )
     last, every = horizon.num_iterations, config.save_every
     saved = start
@@ -158,8 +159,6 @@ def _train(
             loop.last_checkpoint = str(place)
             sink.write({"event": "save", "step": step, "checkpoint": str(place)})
             progress.say(f"step {step}: saved {place}")
-            if uploads is not None:
-                uploads.add(place)
 
     def saves(step: int) -> bool:
         periodic = every > 0 and step > 0 and step % every == 0

@@ -82,6 +82,20 @@ class Source:
         self._file.close()
 
 
+class Opened:
+    """The files of a checkpoint, held open: they may be moved or deleted while they are sent."""
+
+    def __init__(self, step: int, folder: Path, without: str) -> None:
+        self.step = step
+        names = sorted(p for p in folder.iterdir() if p.is_file() and p.name != without)
+        self.sources = [Source(path) for path in names]
+        self.size = sum(source.size for source in self.sources)
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
+
+
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     source = Source(path)

@@ -19,7 +19,7 @@ from nanochat.train.config import TrainConfig
 from nanochat.train.record import LOG
 from nanochat.train.remote import RemoteRun, amount
 from nanochat.train.stopping import StopRequest
-from nanochat.train.transfer import Cancelled, Transfer
+from nanochat.train.transfer import Cancelled, Opened, Transfer
 
 FIRST_DELAY, LONGEST_DELAY = 2.0, 120.0
 LAST_TRIES = 5
@@ -55,8 +55,8 @@ class Uploads:
         self._grace = grace
         self._keep = keep
         self._changed = threading.Condition()
-        self._waiting: Path | None = None
-        self._sending: tuple[Path, Transfer] | None = None
+        self._waiting: Opened | None = None
+        self._sending: tuple[Opened, Transfer] | None = None
         self._ending = False
         self._replaced: threading.Thread | None = None
         self.done: Uploaded | None = None
@@ -68,13 +68,21 @@ class Uploads:
         thread.start()
         return thread
 
-    def add(self, place: Path) -> None:
-        """Send a checkpoint when the one on its way is there; it replaces one that still waits."""
+    def add(self, step: int, folder: Path) -> None:
+        """Send a checkpoint when the one on its way is there; it replaces one that still waits.
+
+        Its files must be written. They may be moved, flushed or deleted meanwhile.
+        """
+        opened = self._remote.open(step, folder)
         with self._changed:
-            passed, self._waiting = self._waiting, place
+            passed, self._waiting = self._waiting, opened
             self._changed.notify_all()
         if passed is not None:
-            self._say(f"{passed.name} is not uploaded: {place.name} is newer and goes first")
+            passed.close()
+            self._say(f"step {passed.step} is not uploaded: step {step} is newer and goes first")
+        if self._stop.left(self._grace) is not None:
+            # Whoever saves may still flush the files to a slow disk: time that is to be used.
+            threading.Thread(target=self._urge, daemon=True).start()
 
     def __enter__(self) -> Uploads:
         return self
@@ -109,7 +117,9 @@ class Uploads:
     def close(self) -> None:
         """Give up what is left."""
         with self._changed:
-            self._ending, self._waiting = True, None
+            self._ending, waiting, self._waiting = True, self._waiting, None
+            if waiting is not None:
+                waiting.close()
             if self._sending is not None:
                 self._sending[1].cancel()
             self._changed.notify_all()
@@ -121,25 +131,26 @@ class Uploads:
                 self._changed.wait_for(lambda: self._waiting is not None or self._ending)
                 if self._waiting is None or self._replaced is me:
                     break
-                place, self._waiting = self._waiting, None
-                sending = self._sending = (place, Transfer())
+                opened, self._waiting = self._waiting, None
+                sending = self._sending = (opened, Transfer())
             self._deliver(*sending)
+            opened.close()
             with self._changed:
                 if self._sending is sending:
                     self._sending = None
         if self.done is not None and self._replaced is not me:
             self._also(lambda: self._remote.put_log(self._log))  # with what came after the save
 
-    def _deliver(self, place: Path, transfer: Transfer) -> None:
+    def _deliver(self, opened: Opened, transfer: Transfer) -> None:
         """Send one checkpoint, however often it takes."""
         attempt, ending = 0, self._ending
-        while not self._send(place, transfer):
+        while not self._send(opened, transfer):
             attempt += 1
             with self._changed:
                 if self._waiting is not None or (ending and attempt >= LAST_TRIES):
                     return
             delay = min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY)
-            self._say(f"{place.name}: trying to upload it again in {delay:.0f}s")
+            self._say(f"step {opened.step}: trying to upload it again in {delay:.0f}s")
             with self._changed:
                 self._changed.wait_for(
                     lambda before=ending: self._waiting is not None or self._ending != before,
@@ -150,24 +161,22 @@ class Uploads:
                 if self._ending != ending:  # the run is over: no more long pauses
                     attempt, ending = 0, True
 
-    def _send(self, place: Path, transfer: Transfer) -> bool:
+    def _send(self, opened: Opened, transfer: Transfer) -> bool:
         """Try once. True if there is nothing more to try."""
-        address = f"{self._remote.address}: {place.name}"
+        step = opened.step
         transfer.begin()
         try:
-            self._remote.upload(place, transfer)
+            self._remote.upload(opened, transfer)
         except Cancelled:
             return True
         except Exception as error:
-            if not place.exists():
-                self._say(f"{place.name} is not uploaded: it was deleted here for a newer one")
-                return True
             self.failure = reason(error)
-            self._say(f"{address} could not be uploaded: {self.failure}")
+            self._say(
+                f"step {step} could not be uploaded to {self._remote.address}: {self.failure}"
+            )
             return False
         self.failure = ""
-        step = checkpoint.step_of(place.name) or 0
-        told = amount(transfer.total, time.monotonic() - transfer.started)
+        told = amount(opened.size, time.monotonic() - transfer.started)
         self.done = Uploaded(step, self._remote.address_of(step), told)
         self._say(f"step {step}: uploaded {self.done.address}, {told}")
         self._also(lambda: self._remote.put_log(self._log))
@@ -181,31 +190,38 @@ class Uploads:
         except Exception as error:
             self._say(f"{self._remote.address} was not kept tidy: {reason(error)}")
 
+    def _urge(self) -> None:
+        """Hurry until there is nothing to choose, or no time."""
+        while (left := self._stop.left(self._grace)) is not None and left > 0:
+            if self._waiting is None:
+                return
+            self._hurry(left)
+            time.sleep(0.1)
+
     def _hurry(self, left: float) -> None:
         """Choose between an older checkpoint on its way and the newest, which waits for it."""
         with self._changed:
             if self._sending is None or self._waiting is None:
                 return
             (older, transfer), newest = self._sending, self._waiting
-            size = sum(p.stat().st_size for p in newest.iterdir())
-            if finishes_older(transfer, size, left):
+            if finishes_older(transfer, newest.size, left):
                 return
             transfer.cancel()
             # The thread may hang in a request for longer than the machine lasts.
             self._sending, self._replaced = None, self._thread
             self._thread = self._start()
-        self._say(f"{older.name} is given up on its way: {newest.name} goes first")
+        self._say(f"step {older.step} is given up on its way: step {newest.step} goes first")
 
     def _give_up(self) -> None:
         with self._changed:
             sending, waiting = self._sending, self._waiting
+        opened = waiting or (sending[0] if sending else None)
         self.close()
-        place = waiting or (sending[0] if sending else None)
-        if place is None or (self.done and self.done.step == checkpoint.step_of(place.name)):
+        if opened is None or (self.done and self.done.step == opened.step):
             return  # all but tidying up was done
-        told = f"{place.name} did not arrive within {self._grace:.0f}s of the notice"
-        if sending is not None and waiting is None and sending[1].total:
-            told += f" ({100 * sending[1].sent / sending[1].total:.0f}% did)"
+        told = f"step {opened.step} did not arrive within {self._grace:.0f}s of the notice"
+        if sending is not None and waiting is None and opened.size:
+            told += f" ({100 * sending[1].sent / opened.size:.0f}% did)"
         self.failure = told
 
 
@@ -246,6 +262,7 @@ def open_uploads(
     )
     stack.enter_context(uploads)
     continued = source is not None and source.parent.parent == folder
-    if source is not None and continued and checkpoint.step_of(source.name) not in remote.steps():
-        uploads.add(source)
+    step = checkpoint.step_of(source.name) if source is not None else None
+    if source is not None and step is not None and continued and step not in remote.steps():
+        uploads.add(step, source)
     return uploads

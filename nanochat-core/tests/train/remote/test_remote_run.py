@@ -16,6 +16,15 @@ from nanochat.train.remote import MANIFEST, NotWhole, RemoteRun, fetch
 from nanochat.train.transfer import Transfer
 
 
+def upload(remote: RemoteRun, place: Path) -> Transfer:
+    step, sent = checkpoint.step_of(place.name), Transfer()
+    assert step is not None
+    opened = remote.open(step, place)
+    remote.upload(opened, sent)
+    opened.close()
+    return sent
+
+
 def contents(place: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in place.iterdir() if p.name != MANIFEST}
 
@@ -53,7 +62,7 @@ def test_what_is_uploaded_is_downloaded(tmp_path, save, memory, request, where):
     assert remote.steps() == []
     first, second = save(tmp_path / "c", 1), save(tmp_path / "c", 2)
     for place in (first, second):
-        remote.upload(place, Transfer())
+        upload(remote, place)
     assert remote.steps() == [1, 2]
     lines: list[str] = []
     place = fetch(remote, 2, tmp_path / "new", lines.append)
@@ -68,9 +77,8 @@ def test_a_store_that_joins_objects_is_sent_parts(tmp_path, save, gcs, monkeypat
 
     monkeypatch.setattr(module, "PART", 2**20)
     place = save(tmp_path / "c", 1, size=2**20 + 12345)
-    sent = Transfer()
     remote = RemoteRun("gs://bucket", "run")
-    remote.upload(place, sent)
+    sent = upload(remote, place)
     assert sent.sent == sent.total == sum(len(data) for data in contents(place).values())
     names = {name.rpartition("/")[2] for name in gcs.objects}
     assert names == {*contents(place), MANIFEST}  # no part is left
@@ -91,7 +99,7 @@ def test_a_store_that_joins_objects_is_sent_parts(tmp_path, save, gcs, monkeypat
 )
 def test_what_is_not_whole_is_not_taken(tmp_path, save, name, spoil, why):
     remote = RemoteRun((tmp_path / "b").as_uri(), "run")
-    remote.upload(save(tmp_path / "c", 1), Transfer())
+    upload(remote, save(tmp_path / "c", 1))
     file = tmp_path / "b" / "run" / "checkpoints" / "step_000001" / name
     if spoil is None:
         file.unlink()
@@ -136,7 +144,7 @@ def upload_until(bucket: Path, folder: Path, point: int) -> int:
             setattr(owner, name, counting(getattr(owner, name)))
         remote = RemoteRun(bucket.as_uri(), "run")
         for step in (2, 1):
-            remote.upload(checkpoint.step_folder(folder, step), Transfer())
+            upload(remote, checkpoint.step_folder(folder, step))
         remote.tidy(2, keep=1)
         status = calls
     finally:
@@ -152,7 +160,7 @@ def test_a_kill_at_any_moment_leaves_only_complete_checkpoints(tmp_path, save):
     for point in range(1, calls + 1):
         bucket = tmp_path / f"at{point}"
         remote = RemoteRun(bucket.as_uri(), "run")
-        remote.upload(places[1], Transfer())
+        upload(remote, places[1])
         assert os.WTERMSIG(upload_until(bucket, tmp_path / "c", point)) == signal.SIGKILL
         for step in remote.steps():
             try:
@@ -168,7 +176,7 @@ def test_a_kill_at_any_moment_leaves_only_complete_checkpoints(tmp_path, save):
 def test_tidying_leaves_the_newest(tmp_path, save, memory):
     remote = RemoteRun(memory, "run")
     for step in (1, 2, 3):
-        remote.upload(save(tmp_path / "c", step), Transfer())
+        upload(remote, save(tmp_path / "c", step))
     remote._fs.rm_file(f"{remote._folder_of(1)}/{MANIFEST}")
     remote.tidy(3, keep=0)
     assert sorted(remote._listing()) == [2, 3]  # what was cut short is gone
@@ -179,7 +187,7 @@ def test_tidying_leaves_the_newest(tmp_path, save, memory):
 def test_the_manifest_names_every_file(tmp_path, save, memory):
     remote = RemoteRun(memory, "run")
     place = save(tmp_path / "c", 1)
-    remote.upload(place, Transfer())
+    upload(remote, place)
     manifest = json.loads(remote._fs.cat_file(f"{remote._folder_of(1)}/{MANIFEST}"))
     assert manifest["files"].keys() == contents(place).keys()
     assert manifest["step"] == 1

@@ -21,11 +21,11 @@ class Slow(RemoteRun):
         self.begun = threading.Semaphore(0)
         self.go = threading.Event()
 
-    def upload(self, place, transfer):
+    def upload(self, opened, transfer):
         self.begun.release()
         while not self.go.wait(0.01):
             transfer.check()
-        super().upload(place, transfer)
+        super().upload(opened, transfer)
 
 
 @pytest.fixture
@@ -47,21 +47,21 @@ def make(tmp_path, memory, lines, monkeypatch):
 
 def test_the_newest_of_those_waiting_goes_next(make, save, tmp_path, lines):
     remote, _, uploads = make(Slow)
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     remote.begun.acquire()
-    uploads.add(save(tmp_path / "c", 2))
-    uploads.add(save(tmp_path / "c", 3))
+    uploads.add(2, save(tmp_path / "c", 2))
+    uploads.add(3, save(tmp_path / "c", 3))
     assert remote.steps() == []
     remote.go.set()
     assert uploads.finish().startswith("uploaded as memory://bucket/run/checkpoints/step_000003: ")
     assert remote.steps() == [1, 3]
-    assert lines[0] == "step_000002 is not uploaded: step_000003 is newer and goes first"
+    assert lines[0] == "step 2 is not uploaded: step 3 is newer and goes first"
 
 
 def test_records_follow_the_checkpoint(make, save, tmp_path):
     (tmp_path / "log.jsonl").write_text("{}\n")
     remote, _, uploads = make()
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     uploads.finish()
     remote.get_log(tmp_path / "brought.jsonl")
     assert (tmp_path / "brought.jsonl").read_text() == "{}\n"
@@ -71,14 +71,14 @@ def test_a_failure_is_told_and_tried_again(make, save, tmp_path, lines, monkeypa
     remote, _, uploads = make()
     original, calls = remote.upload, []
 
-    def flaky(place, transfer):
-        calls.append(place.name)
+    def flaky(opened, transfer):
+        calls.append(opened.step)
         if len(calls) < 3:
             raise ConnectionResetError("the network is down")
-        original(place, transfer)
+        original(opened, transfer)
 
     monkeypatch.setattr(remote, "upload", flaky)
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     uploads.finish()
     assert remote.steps() == [1]
     assert uploads.failure == ""
@@ -89,12 +89,12 @@ def test_the_end_of_a_run_gives_up_after_some_tries(make, save, tmp_path, monkey
     remote, _, uploads = make()
     calls = []
 
-    def failing(place, transfer):
-        calls.append(place)
+    def failing(opened, transfer):
+        calls.append(opened.step)
         raise PermissionError("403 Forbidden")
 
     monkeypatch.setattr(remote, "upload", failing)
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     told = uploads.finish()
     assert told == "NOT uploaded to memory://bucket/run: PermissionError: 403 Forbidden"
     assert module.LAST_TRIES <= len(calls) <= module.LAST_TRIES + 2
@@ -104,17 +104,17 @@ def test_a_newer_checkpoint_ends_the_tries_of_an_older_one(make, save, tmp_path,
     remote, _, uploads = make()
     original, failed = remote.upload, threading.Event()
 
-    def first_fails(place, transfer):
-        if place.name == "step_000001":
+    def first_fails(opened, transfer):
+        if opened.step == 1:
             failed.set()
             raise ConnectionResetError
-        original(place, transfer)
+        original(opened, transfer)
 
     monkeypatch.setattr(remote, "upload", first_fails)
     monkeypatch.setattr(module, "FIRST_DELAY", 600)
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     assert failed.wait(10)
-    uploads.add(save(tmp_path / "c", 2))
+    uploads.add(2, save(tmp_path / "c", 2))
     uploads.finish()
     assert remote.steps() == [2]
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_deleted_on_its_way_still_arrives(make, save, tmp_path):
 
     remote._fs.open = waiting
     try:
-        uploads.add(save(tmp_path / "c", 1))
+        uploads.add(1, save(tmp_path / "c", 1))
         assert sending.wait(10)
         save(tmp_path / "c", 2, keep=1)  # deletes the first, here
         release.set()
@@ -143,11 +143,11 @@ def test_a_checkpoint_deleted_on_its_way_still_arrives(make, save, tmp_path):
 
 def test_after_a_notice_it_waits_no_longer_than_the_machine(make, save, tmp_path):
     remote, stop, uploads = make(Slow, grace=0.4)
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     remote.begun.acquire()
     stop.told_by_another()
     told = uploads.finish()
-    assert "step_000001 did not arrive within 0s of the notice" in told
+    assert "step 1 did not arrive within 0s of the notice" in told
     assert uploads.done is None
     assert remote.steps() == []
 
@@ -155,14 +155,14 @@ def test_after_a_notice_it_waits_no_longer_than_the_machine(make, save, tmp_path
 def test_after_a_notice_the_newest_replaces_one_that_is_slow(make, save, tmp_path, lines):
     """Nothing of the first was sent so far: the second may still arrive."""
     remote, stop, uploads = make(Slow, grace=60)
-    uploads.add(save(tmp_path / "c", 1))
+    uploads.add(1, save(tmp_path / "c", 1))
     remote.begun.acquire()
     stop.told_by_another()
-    uploads.add(save(tmp_path / "c", 2))
+    uploads.add(2, save(tmp_path / "c", 2))
     threading.Thread(target=lambda: (remote.begun.acquire(), remote.go.set())).start()
     uploads.finish()
     assert remote.steps() == [2]
-    assert "step_000001 is given up on its way: step_000002 goes first" in lines
+    assert "step 1 is given up on its way: step 2 goes first" in lines
 
 
 @pytest.mark.parametrize(
