@@ -93,11 +93,12 @@ def time_upload(args: argparse.Namespace, folder: Path, bucket: str) -> None:
     del model, optimizer
     remote = RemoteRun(bucket, "benchmark")
     remote.probe()
-    up, down = [], []
+    up, down, processor = [], [], []
     for _ in range(args.rounds):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         remote.upload(remote.open(1, place), Transfer())
         up.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
         began = time.perf_counter()
         fetch(remote, 1, folder / "back", lambda _: None)
         down.append(time.perf_counter() - began)
@@ -108,6 +109,7 @@ def time_upload(args: argparse.Namespace, folder: Path, bucket: str) -> None:
         "MB": round(size / 1e6),
         "save_s": round(saved, 2),
         "upload_s": [round(s, 2) for s in sorted(up)],
+        "upload_cpu_s": round(statistics.median(processor), 2),
         "upload_MB_per_s": round(size / 1e6 / statistics.median(up)),
         "download_s": [round(s, 2) for s in sorted(down)],
         "download_MB_per_s": round(size / 1e6 / statistics.median(down)),

@@ -129,8 +129,8 @@ def test_a_process_killed_in_an_upload(spawn, train, tmp_path, gcs, losses, whol
     assert RemoteRun("gs://bucket/prefix", "cut").steps() == [4, 8, 12]
 
 
-@pytest.mark.parametrize("hangs", ["step_000004/optimizer", "optimizer"])
-def test_a_notice_in_an_upload_that_hangs(spawn, tmp_path, gcs, hangs):
+@pytest.mark.parametrize(("hangs", "grace"), [("step_000004/optimizer", 30), ("optimizer", 3)])
+def test_a_notice_in_an_upload_that_hangs(spawn, tmp_path, gcs, hangs, grace):
     """The newest checkpoint is tried while the older one hangs. If it hangs too, the local one
     stands, and the message says so. Either way the process ends in time."""
     gcs.stall = hangs
@@ -138,21 +138,20 @@ def test_a_notice_in_an_upload_that_hangs(spawn, tmp_path, gcs, hangs):
         "--output=cut",
         "--save-every=4",
         "--num-iterations=100000",
-        "--grace-seconds=4",
+        f"--grace-seconds={grace}",
         NANOCHAT_GCS_CHECKPOINT_BUCKET="gs://bucket",
     )
     assert gcs.stalled.wait(120), child.communicate()
-    began = time.monotonic()
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGTERM)  # as a shutdown and a launcher do
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 143, out
-    assert time.monotonic() - began < 40
     newest = checkpoint.latest(tmp_path / "cut" / "checkpoints")
     there = RemoteRun("gs://bucket", "cut").steps()
     assert f"the last checkpoint is cut/checkpoints/step_{newest:06d}" in err
     if newest == 4 or hangs == "optimizer":
-        assert f"NOT uploaded to gs://bucket/cut: step {newest} did not arrive within 4s" in err
+        late = f"step {newest} did not arrive within {grace}s of the notice"
+        assert f"NOT uploaded to gs://bucket/cut: {late}" in err
         assert there == []
     else:
         assert f"uploaded as gs://bucket/cut/checkpoints/step_{newest:06d}" in err, out
@@ -284,6 +283,9 @@ def test_a_machine_that_gives_no_notice_is_told(train, machine):
 def test_no_notice_is_asked_for_where_none_is_wanted(train, machine):
     assert train("--output=cut", "--num-iterations=2", "--preemption-notice=off")[0] == 0
     assert machine.asked == []
+    status, _, err = train("--preemption-notice=aws")
+    assert status == 2
+    assert "Use auto, gce or off" in err
 
 
 def test_an_upload_that_fails_at_the_end_is_an_error(train, tmp_path, gcs, monkeypatch):
