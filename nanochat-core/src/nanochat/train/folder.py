@@ -97,12 +97,16 @@ def find_resume(
         folder = Path(output) if output else _newest(base, bucket)
         remote = RemoteRun.of(bucket, folder) if bucket else None
         step = None if asked == "auto" else int(asked)
+        if remote is not None and step is not None:
+            _check_free_there(bucket, folder, step, remote.address_of(step))
         place = _find_here_or_there(folder, remote, step, say)
         if place is None:
             return Resume(folder, None, {})
     elif "://" in asked:
         above, name, step = _split_address(asked)
         folder = Path(output) if output else Path(RUNS) / name
+        if step is not None:
+            _check_free_there(bucket, folder, step, asked)
         place = _find_here_or_there(folder, RemoteRun(above, name), step, say)
         if place is None:
             raise UsageError(f"--resume {asked}: there is no complete checkpoint in it")
@@ -119,10 +123,12 @@ def find_resume(
         if not output and place.parent.name != CHECKPOINTS:
             raise UsageError(f"{place} is in no run folder", "Give --output as well")
         folder = Path(output) if output else place.parent.parent
-        if bucket:
-            _check_free_there(RemoteRun.of(bucket, folder), folder, place)
     meta = checkpoint.read_meta(place)
-    _check_free(folder, place, int(meta["step"]))
+    step = int(meta["step"])
+    _check_free(folder, place, step)
+    if asked != "auto":  # which passes over what is newer there but not whole
+        branch = place.parent.parent.absolute() != folder.absolute()
+        _check_free_there(bucket, folder, -1 if branch else step, asked)
     return Resume(folder, place, meta)
 
 
@@ -147,13 +153,6 @@ def _find_here_or_there(
                 except NotWhole as error:
                     say(f"{remote.address_of(newer)} is not taken: {error}")
             return checkpoint.step_folder(checkpoints, newest) if here else None
-        if remote is not None and there and step < max(there):
-            raise UsageError(
-                f"{remote.address} has newer checkpoints than step {step}, which going on would "
-                "mix up",
-                f"Continue with --resume auto, or branch off with --resume "
-                f"{remote.address_of(step) if step in there else step} --output NEW",
-            )
         if remote is not None and step in there and step not in here:
             try:
                 return fetch(remote, step, folder, say)
@@ -197,18 +196,21 @@ def _check_free(folder: Path, place: Path, step: int) -> None:
         )
 
 
-def _check_free_there(remote: RemoteRun, folder: Path, place: Path) -> None:
-    """As `_check_free`, for what a bucket has of the run in a folder."""
-    newest = max(remote.steps(), default=-1)
-    if place.parent.parent.absolute() != folder.absolute() and newest >= 0:
+def _check_free_there(bucket: str, folder: Path, step: int, source: str) -> None:
+    """As `_check_free`, for what a bucket has of the run in a folder; for a branch `step` is -1."""
+    newest = max(_steps_in(bucket, folder), default=-1)
+    if newest <= step:
+        return
+    address = RemoteRun.of(bucket, folder).address
+    if step < 0:
         raise UsageError(
-            f"{remote.address} already holds another run than {place}", "Give another --output"
+            f"{address} already holds another run than {source}", "Give another --output"
         )
-    if newest > (checkpoint.step_of(place.name) or 0):
-        raise UsageError(
-            f"{remote.address} has a newer checkpoint than {place}, of step {newest}",
-            f"Continue it with --resume {remote.address}, or branch off with --output NEW",
-        )
+    raise UsageError(
+        f"{address} has a newer checkpoint (of step {newest}) than step {step}, which going on "
+        "would mix up",
+        f"Continue with --resume auto, or branch off with --resume {source} --output NEW",
+    )
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_the_newest_whole_one_of_both_is_taken(train, tmp_path, memory, losses, 
     assert remote.manifest(12).step == 12
 
 
-def test_runs_in_a_bucket_do_not_mix(train, tmp_path, memory):
+def test_runs_in_a_bucket_do_not_mix(train, tmp_path, memory, losses, whole):
     bucket = f"--checkpoint-bucket={memory}"
     assert train("--output=cut", "--save-every=4", bucket)[0] == 0
     vanish(tmp_path / "cut")
@@ -87,10 +87,22 @@ def test_runs_in_a_bucket_do_not_mix(train, tmp_path, memory):
     assert "memory://bucket/cut already holds a run" in err
     status, _, err = train("--output=cut", bucket, "--resume=4")
     assert status == 2
-    assert "has newer checkpoints than step 4" in err
+    assert "has a newer checkpoint (of step 12) than step 4" in err
+    place = "memory://bucket/cut/checkpoints/step_000004"
+    assert f"--resume {place} --output NEW" in err
+    status, _, err = train("--output=new", bucket, f"--resume={place}")
+    assert (status, err) == (0, "")
+    assert losses(tmp_path / "new") == whole
+    assert RemoteRun(memory, "new").steps() == [4, 8, 12]
     status, _, err = train("--output=cut", bucket, "--resume=5")
     assert status == 2
-    status, _, err = train("--output=new", "--num-iterations=12", "--resume=memory://bucket/no")
+    status, _, err = train("--output=other", bucket, "--resume=new/checkpoints/step_000004")
+    assert status == 0
+    vanish(tmp_path / "other")
+    status, _, err = train("--output=other", bucket, "--resume=new/checkpoints/step_000004")
+    assert status == 2
+    assert "memory://bucket/other already holds another run" in err
+    status, _, err = train("--output=none", "--resume=memory://bucket/no")
     assert status == 2
     assert "no complete checkpoint in it" in err
 
