@@ -196,15 +196,17 @@ sys.exit(train.main(sys.argv[3:]))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL and RLIMIT_FSIZE are posix")
-@pytest.mark.parametrize("mode", ["kill", "full"])
-def test_a_run_cut_short_in_a_save_resumes(train, tmp_path, tiny, corpus, losses, whole, mode):
+@pytest.mark.parametrize(("mode", "point"), [("kill", "7"), ("full", "5")])
+def test_a_run_cut_short_in_a_save_resumes(
+    train, tmp_path, tiny, corpus, losses, whole, mode, point
+):
     """Killed between the files of the second checkpoint, or with no room for them: a file size
     limit stands in for a full disk, and fails the same writes with EFBIG."""
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
-    # A save flushes two files of tensors, meta.json and two folders: the 7th call is within the
-    # second save.
-    command = [sys.executable, str(driver), mode, "7", *tiny, f"--data-dir={corpus}"]
+    # A save writes two files of tensors and meta.json, then flushes them and two folders: the 5th
+    # call ends the first save, the 7th is within the second.
+    command = [sys.executable, str(driver), mode, point, *tiny, f"--data-dir={corpus}"]
     command += ["--output=cut", "--save-every=4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     if mode == "kill":

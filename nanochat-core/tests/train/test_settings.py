@@ -68,6 +68,7 @@ def test_a_missing_file_is_explained():
         ({"xla_flash_attn": True}, "attention", "xla-flash"),
         ({"no_compile": True}, "compile", False),
         ({"resume_from_step": "-1"}, "resume", ""),
+        ({"resume_from_step": "-2"}, "resume", "auto"),
         ({"resume_from_step": "40"}, "resume", "40"),
         ({"model_tag": "d8"}, "output", "runs/d8"),
     ],

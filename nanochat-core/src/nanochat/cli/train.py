@@ -108,19 +108,23 @@ def _train(layers: list[dict[str, Any]]) -> int:
     from nanochat.plan import choose_device, make_plan
     from nanochat.registry import discover
     from nanochat.train import environment
+    from nanochat.train.bucket import bucket_address, open_address
     from nanochat.train.folder import find_resume
     from nanochat.train.problems import problems_of
 
     config = configuration.build(*layers)
     resume = None
     if config.resume:
-        resume = find_resume(config.resume, config.output, config.run, config.depth)
+        bucket = bucket_address(config.checkpoint_bucket)
+        resume = find_resume(config.resume, config.output, config.run, config.depth, bucket)
         # What was asked of the run before for once is not asked again.
         kept = {
             k: v for k, v in resume.settings.items() if k not in ("remeasure", "verify_kernels")
         }
         config = configuration.build(kept, *layers)
     config = config.with_absolute_paths()
+    if config.checkpoint_bucket:
+        open_address(config.checkpoint_bucket)  # says early what is not installed
     model = config.model_config(vocab_size_of(config.tokenizer_path()))
     registry = discover()
     measure, applied = None, None

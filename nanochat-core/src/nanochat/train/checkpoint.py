@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +42,18 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
+def step_of(name: str) -> int | None:
+    """The step whose checkpoint a folder of that name is; None for other names."""
+    found = _NAME.fullmatch(name)
+    return int(found.group(1)) if found else None
+
+
 def steps(folder: Path) -> list[int]:
     """The steps of the whole checkpoints in a folder, in order."""
     if not folder.is_dir():
         return []
-    found = ((_NAME.fullmatch(p.name), p) for p in folder.iterdir())
-    return sorted(int(m.group(1)) for m, p in found if m and (p / META).is_file())
+    found = ((step_of(p.name), p) for p in folder.iterdir())
+    return sorted(step for step, p in found if step is not None and (p / META).is_file())
 
 
 def latest(folder: Path) -> int | None:
@@ -82,10 +88,13 @@ def save(
     meta: Mapping[str, Any],
     *,
     keep: int = 0,
+    written: Callable[[int, Path], None] | None = None,
 ) -> Path:
     """Write the checkpoint of a step and return its folder; then delete all but `keep` (0: none).
 
-    Raises NanochatError on a full disk; what was there before stays as it was.
+    `written(step, folder)` is called where the files lie once they are written, before they are
+    flushed to the disk, which may take longer than a machine lasts after its notice; they are moved
+    then. Raises NanochatError on a full disk; what was there before stays as it was.
     """
     from nanochat.train.tensors import pack
 
@@ -98,7 +107,10 @@ def save(
     try:
         _require_space(folder, [*model.values(), *tensors.values()])
         _write(writing, model, tensors, {**meta, "format": FORMAT, "optimizer": plain})
-        _put(writing, place)
+        if written is not None:
+            written(step, writing)
+        _flush(writing)
+        put(writing, place)
     except OSError as error:
         shutil.rmtree(writing, ignore_errors=True)
         raise _not_written(folder, place, error) from error
@@ -122,12 +134,25 @@ def _write(
     with open(writing / META, "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=1)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def _flush(writing: Path) -> None:
+    from nanochat.train.tensors import flush
+
+    for path in sorted(writing.iterdir()):
+        flush(path)
     sync_folder(writing)
 
 
-def _put(writing: Path, place: Path) -> None:
+def begin(place: Path) -> Path:
+    """An empty folder beside a checkpoint's place, from where `put` moves it there."""
+    writing = place.with_name(f"{_WRITING}{place.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    return writing
+
+
+def put(writing: Path, place: Path) -> None:
     """Move a finished checkpoint to its place. No system replaces a full folder in one step, so
     one that is there moves aside first, from where `recover` fetches it if this is cut short."""
     replaced = place.with_name(f"{_REPLACED}{place.name}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nanochat.backend import Hook
 from nanochat.errors import UsageError
 from nanochat.model.config import GPTConfig
+from nanochat.train.bucket import BUCKET_VARIABLE, bucket_address
 from nanochat.train.settings import setting
 
 DATA_VARIABLE = "NANOCHAT_DATA_DIR"
@@ -88,7 +89,16 @@ class TrainConfig:
     save_every: int = setting(-1, "steps between checkpoints (-1: at the end, 0: none)", "record")
     keep_checkpoints: int = setting(0, "keep only that many newest (0: all)", "record")
     resume: str = setting(
-        "", "continue: auto (the newest checkpoint), a step or a folder", "record"
+        "", "continue: auto (the newest checkpoint), a step, a folder or an address", "record"
+    )
+    checkpoint_bucket: str = setting(
+        "", f"upload checkpoints there: gs://BUCKET/... (default: ${BUCKET_VARIABLE})", "record"
+    )
+    grace_seconds: float = setting(
+        30.0, "seconds a machine lasts after SIGTERM: an upload waits no longer", "record"
+    )
+    preemption_notice: Literal["auto", "gce", "off"] = setting(
+        "auto", "ask a spot machine's metadata server for its notice: auto, gce, off", "record"
     )
 
     # Evaluation
@@ -136,6 +146,12 @@ class TrainConfig:
             )
         if self.long_documents not in ("crop", "split"):
             raise UsageError(f"--long-documents is {self.long_documents!r}", "Use crop or split")
+        if self.preemption_notice not in ("auto", "gce", "off"):
+            raise UsageError(
+                f"--preemption-notice is {self.preemption_notice!r}", "Use auto, gce or off"
+            )
+        if self.grace_seconds < 0:
+            raise UsageError(f"--grace-seconds is {self.grace_seconds}, it must not be negative")
         if self.dtype not in ("", "bfloat16", "float32", "float16"):
             raise UsageError(f"--dtype {self.dtype!r} is not known", "Use bfloat16 or float32")
         if self.dtype == "float16":
@@ -203,6 +219,7 @@ class TrainConfig:
             data_dir=str(self.data_path().resolve()),
             tokenizer=str(self.tokenizer_path().resolve()),
             core_bundle=str(Path(self.core_bundle).resolve()) if self.core_bundle else "",
+            checkpoint_bucket=bucket_address(self.checkpoint_bucket),
         )
 
     def as_dict(self) -> dict[str, Any]:

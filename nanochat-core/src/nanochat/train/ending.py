@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.loader import LoaderStats
+from nanochat.errors import NanochatError
 from nanochat.model.gpt import GPT
 from nanochat.train.folder import Resume
 from nanochat.train.horizon import Horizon
@@ -16,6 +17,7 @@ from nanochat.train.meter import Meter
 from nanochat.train.progress import Progress, duration
 from nanochat.train.record import LOG, read_log
 from nanochat.train.stopping import Stopped, StopRequest
+from nanochat.train.uploads import Uploads
 
 
 def announce(
@@ -37,18 +39,37 @@ def announce(
     progress.say(f"run folder: {folder}")
 
 
-def stopped(stop: StopRequest, step: int, saved: str, folder: Path) -> Stopped:
-    """The error that ends a run which a signal stopped. `saved` is its last checkpoint, if any."""
+def stopped(
+    stop: StopRequest, step: int, saved: str, folder: Path, uploads: Uploads | None = None
+) -> Stopped:
+    """The error that ends a run which a signal stopped. `saved` is its last checkpoint, if any.
+
+    Waits for its upload, as long as the machine lasts.
+    """
+    sent = uploads.finish() if uploads is not None else ""
     number = signal.Signals(stop.signal or signal.SIGTERM)
-    told = f"stopped by {number.name} after {step} steps"
+    because = f" ({stop.because})" if stop.because else ""
+    told = f"stopped by {number.name}{because} after {step} steps"
     if not saved:
         return Stopped(number, f"{told}, nothing was saved")
     inside = Path(saved).parent.parent == folder
+    remedy = f"Continue with --resume {folder if inside else saved}"
+    if uploads is not None and uploads.done is not None:
+        remedy += ", on another machine with the same command and --resume auto"
     return Stopped(
-        number,
-        f"{told}, the last checkpoint is {saved}",
-        f"Continue with --resume {folder if inside else saved}",
+        number, f"{told}, the last checkpoint is {saved}" + (f", {sent}" if sent else ""), remedy
     )
+
+
+def await_uploads(uploads: Uploads | None, saved: str) -> None:
+    """Wait for the last upload of a run that came to its end. Raises NanochatError if it failed."""
+    if uploads is not None:
+        sent = uploads.finish()
+        if uploads.failure:
+            raise NanochatError(
+                f"the run came to its end, its last checkpoint is {saved}, {sent}",
+                "Upload it by the same command with --resume auto",
+            )
 
 
 def finish(

@@ -49,7 +49,7 @@ def speak(runtime: Runtime, error: NanochatError) -> NoReturn:
 
 
 def on_first_rank(runtime: Runtime, action: Callable[[], T]) -> T:
-    """The result of an action that rank 0 does for all; its failure ends all."""
+    """The result of an action that rank 0 does for all; a failure raised or returned ends all."""
     outcome: T | NanochatError | None = None
     if runtime.rank == 0:
         try:

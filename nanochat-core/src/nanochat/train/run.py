@@ -17,21 +17,24 @@ from nanochat.optim import OptimizerSettings, Schedule, build_optimizer
 from nanochat.plan import Plan
 from nanochat.runtime import Runtime
 from nanochat.train.config import TrainConfig
-from nanochat.train.ending import announce, finish, stopped, write_json
+from nanochat.train.ending import announce, await_uploads, finish, stopped, write_json
 from nanochat.train.folder import CHECKPOINTS, Resume, claimed, new_folder
 from nanochat.train.horizon import REFERENCE_DEPTH, Horizon, plan_horizon
 from nanochat.train.loop import Boundaries, Loop, Speed
 from nanochat.train.meter import Meter
+from nanochat.train.preemption import Notices, metadata_host
 from nanochat.train.problems import quantizable
 from nanochat.train.progress import Progress
-from nanochat.train.ranks import agree, on_first_rank, speak
+from nanochat.train.ranks import agree, on_first_rank
 from nanochat.train.record import LOG, Silence, Sink, copy_log, open_sinks, rewind_log
+from nanochat.train.remote import RemoteRun
 from nanochat.train.reports import Reports, open_core_bundle
 from nanochat.train.snapshot import Snapshots, check_same, restore
 from nanochat.train.stopping import StopRequest
+from nanochat.train.uploads import open_uploads
 from nanochat.train.verify import KernelVerifier
 
-NOTICE = "\nstopping: the step is finished and saved first; once more to stop at once\n"
+NOTICE = "\nstopping: the step is finished and saved first; Ctrl-C to stop at once\n"
 
 
 def run(config: TrainConfig, plan: Plan, resume: Resume | None = None) -> Path:
@@ -46,8 +49,14 @@ def run(config: TrainConfig, plan: Plan, resume: Resume | None = None) -> Path:
     with ExitStack() as stack:
 
         def open_folder() -> Path:
-            found = resume.folder if resume else new_folder(config.output, config.run, config.depth)
+            bucket = config.checkpoint_bucket
+            if resume is not None:
+                found = resume.folder
+            else:
+                found = new_folder(config.output, config.run, config.depth, bucket)
             stack.enter_context(claimed(found))
+            if bucket:
+                RemoteRun.of(bucket, found).probe()
             return found
 
         folder = on_first_rank(runtime, open_folder)
@@ -87,6 +96,12 @@ def _train(
     progress = stack.enter_context(Progress(every=config.log_every, quiet=not first))
     stop = stack.enter_context(
         StopRequest(cuts=runtime.world_size == 1, notice=NOTICE if first else "")
+    )
+    uploads = open_uploads(config, folder, source, progress.say, stop, stack) if first else None
+    notices = stack.enter_context(
+        Notices(stop, progress.say, saves=runtime.world_size == 1).listening(
+            metadata_host(config.preemption_notice) if runtime.local_rank == 0 else None
+        )
     )
     bundle = open_core_bundle(config, progress)
     loader = TrainLoader(
@@ -128,6 +143,7 @@ def _train(
         horizon=horizon,
         fingerprint=tokenizer.fingerprint,
         meter=meter,
+        written=uploads.add if uploads is not None else None,
     )
     last, every = horizon.num_iterations, config.save_every
     saved = start
@@ -145,11 +161,13 @@ def _train(
             progress.say(f"step {step}: saved {place}")
 
     def saves(step: int) -> bool:
-        return step == last or (every > 0 and step > 0 and step % every == 0)
+        periodic = every > 0 and step > 0 and step % every == 0
+        return step == last or periodic or notices.save_wanted
 
     def act(step: int) -> None:
         # Saving comes first: what follows may take long, or fail.
         if saves(step):
+            notices.save_wanted = False
             save(step)
         reports.act(step, last, meter)
 
@@ -193,9 +211,14 @@ def _train(
         last_checkpoint=str(source or ""),
     )
     if not loop.run():
-        speak(runtime, stopped(stop, loop.step, loop.last_checkpoint, folder))
+        stop.told_by_another()
+        # The others wait meanwhile: a launcher that sees one of them end would end the first, too.
+        on_first_rank(
+            runtime, lambda: stopped(stop, loop.step, loop.last_checkpoint, folder, uploads)
+        )
     if first:
         finish(folder, meter, runtime.memory_peak(), loader.stats, progress)
+        await_uploads(uploads, loop.last_checkpoint)
 
 
 def build_model(

@@ -45,7 +45,7 @@ SHORTHANDS: dict[str, tuple[str, Any, str]] = {
     "fp8_recipe": ("quantization", None, "with --fp8: tensorwise or rowwise"),
     "xla_flash_attn": ("attention", "xla-flash", "as --attention xla-flash"),
     "no_compile": ("compile", False, "run the model without torch.compile"),
-    "resume_from_step": ("resume", None, "as --resume STEP (-1: do not resume)"),
+    "resume_from_step": ("resume", None, "as --resume STEP (-1: do not resume, -2: auto)"),
     "model_tag": ("output", None, "as --output runs/TAG"),
 }
 """Other spellings of a setting: name -> (setting, the value that a bare switch means, help)."""
@@ -73,7 +73,7 @@ def expand(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             elif name == "resume_from_step":
                 if str(given) == "-1":
                     continue
-                value = str(given)
+                value = "auto" if str(given) == "-2" else str(given)
             elif name == "model_tag":
                 value = f"runs/{given}"
             elif name == "device_type" and given == "":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Snapshots:
     horizon: Horizon
     fingerprint: str
     meter: Meter
+    written: Callable[[int, Path], None] | None = None
+    """See `checkpoint.save`."""
 
     def save(self, step: int, position: dict[str, Any] | None) -> Path | None:
         """Write the checkpoint of a step; its folder on the first rank, None on the others.
@@ -70,6 +72,7 @@ class Snapshots:
                 state,
                 meta,
                 keep=self.config.keep_checkpoints,
+                written=self.written,
             )
         self.runtime.barrier()
         return place

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: finish the step, save, say so. A second signal ends the process at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, say so. A second signal ends the process at once,
+but for another SIGTERM soon after the first: a machine that is shut down sends several."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,6 +24,9 @@ class Stopped(NanochatError):
         super().__init__(message, remedy)
         self.status = 128 + signal_number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stopped, (self.status - 128, self.message, self.remedy)  # ranks hand it on
+
 
 class CutShort(Exception):
     """Raised where a signal cuts a wait or an evaluation short."""
@@ -35,9 +40,14 @@ class StopRequest:
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    REPEATS = 30.0
+    """Seconds in which SIGTERM may come again: to the group, to the process, from its launcher."""
 
     def __init__(self, *, cuts: bool, notice: str = "") -> None:
         self.signal: int | None = None
+        self.because = ""
+        """What a watcher found out before it raised the signal, for the last message."""
+        self._since = 0.0
         self._cuts = cuts
         self._notice = notice.encode()
         self._waiting = False
@@ -55,13 +65,36 @@ class StopRequest:
             signal.signal(number, handler)
         self._before.clear()
 
+    @property
+    def armed(self) -> bool:
+        """True while signals come here."""
+        return bool(self._before)
+
+    def told_by_another(self) -> None:
+        """Take over the signal that another rank was sent."""
+        if self.signal is None:
+            self.signal, self._since = signal.SIGTERM, time.monotonic()
+
+    def left(self, grace: float) -> float | None:
+        """Seconds until a machine that sent SIGTERM is gone; None if it did not."""
+        if self.signal != signal.SIGTERM:
+            return None
+        return self._since + grace - time.monotonic()
+
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.signal = number
+        self._since = time.monotonic()
         os.write(2, self._notice)  # a handler may not print: it may have interrupted a print
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        again = self._repeated if number == signal.SIGTERM else signal.SIG_DFL
+        signal.signal(signal.SIGTERM, again)
         if self._waiting:
             raise CutShort
+
+    def _repeated(self, number: int, _: FrameType | None) -> None:
+        if time.monotonic() - self._since > self.REPEATS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def __bool__(self) -> bool:
         return self.signal is not None

@@ -35,7 +35,8 @@ DTYPES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file and flush it to the disk. Raises OSError, e.g. on a full disk."""
+    """Write a safetensors file, which `flush` brings to the disk. Raises OSError, e.g. on a full
+    one."""
     header: dict[str, Any] = {}
     offset = 0
     # Widest dtypes first, so that every tensor is aligned to its own size.
@@ -57,7 +58,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name in names:
             host = tensors[name].detach().to("cpu").contiguous().reshape(-1)
             file.write(host.view(torch.uint8).numpy().data)
-        file.flush()
+
+
+def flush(path: Path) -> None:
+    """Bring what was written to a file to the disk."""
+    with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 
