@@ -18,11 +18,13 @@ def never(*tensors):
     return False
 
 
-@pytest.fixture(params=["torch", "chunked", "chunked by torch's operator"])
+@pytest.fixture(params=["torch", "chunked", "chunked, recorded", "chunked by torch's operator"])
 def backend(request, monkeypatch):
     """Every implementation; where torch has an operator of its own, ours is run beside it."""
-    if request.param == "chunked":
+    if request.param in ("chunked", "chunked, recorded"):
         monkeypatch.setattr(chunked_cross_entropy, "_torch_has_its_own", never)
+        if "recorded" in request.param:
+            monkeypatch.setattr(chunked_cross_entropy, "RECORDED", ("cpu",))
     elif "operator" in request.param and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         pytest.skip(f"torch {torch.__version__} has no operator of its own (2.13 has)")
     backend = Torch() if request.param == "torch" else Chunked()

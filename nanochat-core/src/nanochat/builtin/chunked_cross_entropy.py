@@ -25,6 +25,10 @@ from nanochat.backend import Reduction
 from nanochat.builtin.chunks import rows_per_chunk, sums_in_float32
 from nanochat.fused.softmax_gradient import cap, softmax_and_gradient
 
+RECORDED = ("xla",)
+"""Kinds of torch devices that record a program, and lose what an operator writes through a view of
+its own tensor (torch_xla 2.9). Elsewhere it spares a copy."""
+
 
 def linear_cross_entropy(
     hidden: Tensor,
@@ -93,36 +97,40 @@ def _loss_and_gradients(
     """The sum of the row losses (float32, ()), and its gradients where they are needed."""
     narrow = _gradient_dtype(weight)
     wide = torch.float32 if sums_in_float32(hidden.size(0), *weight.shape) else narrow
-    grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
     grad_weight = weight.new_empty(weight.shape if needs_weight else (0,), dtype=wide)
-    losses = _fill_chunk_by_chunk(
+    walk = _record_chunks if hidden.device.type in RECORDED else _fill_chunks
+    losses, grad_hidden = walk(
         hidden,
         weight,
         targets,
         ignore_index,
         softcap,
-        grad_hidden if needs_hidden else None,
+        needs_hidden,
         grad_weight if needs_weight else None,
     )
+    if needs_weight and hidden.size(0) == 0:
+        grad_weight.zero_()
     return losses.sum(), grad_hidden, grad_weight.to(narrow)
 
 
-def _fill_chunk_by_chunk(
+def _fill_chunks(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     ignore_index: int,
     softcap: float | None,
-    grad_hidden: Tensor | None,
+    needs_hidden: bool,
     grad_weight: Tensor | None,
-) -> Tensor:
-    """The row losses (N,), and the gradients of their sum in the tensors that are given.
+) -> tuple[Tensor, Tensor]:
+    """The row losses (N,) and the gradient of hidden, empty if not needed; fills that of weight.
 
-    On its own, so that the logits are gone when the gradients are copied: that would be the peak.
+    A function of its own, so that the logits are gone when gradients are copied: that would be the
+    peak.
     """
     tokens = hidden.size(0)
     rows = rows_per_chunk(tokens, *weight.shape)
     losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
     logits = hidden.new_empty(min(rows, tokens), weight.size(0))
     for start in range(0, tokens, rows):
         part = slice(start, start + rows)
@@ -130,13 +138,35 @@ def _fill_chunk_by_chunk(
         z = logits[: x.size(0)]
         torch.mm(x, weight.T, out=z)
         losses[part] = softmax_and_gradient(z, targets[part], ignore_index, softcap)
-        if grad_hidden is not None:
+        if needs_hidden:
             torch.mm(z, weight, out=grad_hidden[part])
         if grad_weight is not None:
             _add_product(grad_weight, z, x, first=start == 0)
-    if tokens == 0 and grad_weight is not None:
-        grad_weight.zero_()
-    return losses
+    return losses, grad_hidden
+
+
+def _record_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    needs_hidden: bool,
+    grad_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same, joined from tensors of their own: nothing is written through a view."""
+    rows = rows_per_chunk(hidden.size(0), *weight.shape)
+    losses: list[Tensor] = []
+    grad_hidden: list[Tensor] = [] if needs_hidden else [hidden.new_empty(0)]
+    for x, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        z = x @ weight.T
+        first = not losses
+        losses.append(softmax_and_gradient(z, wanted, ignore_index, softcap))
+        if needs_hidden:
+            grad_hidden.append(z @ weight)
+        if grad_weight is not None:
+            _add_product(grad_weight, z, x, first=first)
+    return torch.cat(losses), torch.cat(grad_hidden)
 
 
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor, *, first: bool) -> None:

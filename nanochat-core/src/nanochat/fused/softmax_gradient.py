@@ -32,14 +32,16 @@ def softmax_and_gradient(
     Rows whose target is `ignore_index` have a loss and a gradient of zero. `logits` are
     contiguous, `targets` (N,) int64.
     """
-    return _softmax_and_gradient(logits, targets, ignore_index, softcap)
+    if logits.is_cuda:
+        return _softmax_and_gradient(logits, targets, ignore_index, softcap)
+    return _in_torch(logits, targets, ignore_index, softcap)
 
 
 @torch.library.custom_op("nanochat::softmax_and_gradient", mutates_args=("logits",))
 def _softmax_and_gradient(
     logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
 ) -> Tensor:
-    if logits.is_cuda and find_spec("triton") is not None:
+    if find_spec("triton") is not None:
         return _triton_softmax(logits, targets, ignore_index, softcap)
     return _in_torch(logits, targets, ignore_index, softcap)
 
