@@ -1,0 +1,67 @@
+"""Block sizes of splash attention for each TPU generation, length and window. Needs no jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 128
+"""What every block of queries and keys is a multiple of."""
+
+SMALLEST_BLOCK = 512
+"""Rows are padded rather than cut into smaller blocks, which cost more to start than to compute."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Queries and keys in one block: of the forward kernel, and of the two backward kernels."""
+
+    q: int
+    kv: int
+    q_back: int
+    kv_back: int
+
+
+# Full context. MaxText trains Llama 3 on v6e with these queries and keys (its benchmarks/
+# maxtext_trillium_model_configs.py, llama3_8b_8192); on v5e and v5p it takes 2048 queries in the
+# forward kernel, too. Some of its runs take 2048 keys, with a flag that raises the share of
+# on-chip memory; libtpu compiles these without any.
+_V5 = Blocks(q=2048, kv=512, q_back=2048, kv_back=512)
+_V6E = Blocks(q=1024, kv=512, q_back=2048, kv_back=512)
+FULL = {"v5e": _V5, "v5p": _V5, "v6e": _V6E}
+
+# Every block that a window touches is computed whole: larger ones compute more at its two ends.
+WINDOW = Blocks(q=512, kv=512, q_back=512, kv_back=512)
+
+
+def choose(
+    generation: str | None, length: int, window: int | None = None, dtype: str = "bfloat16"
+) -> Blocks:
+    """The blocks for rows of `padded_length(length)`; those of v6e for an unknown generation."""
+    sizes = FULL.get(generation or "", _V6E) if is_full(length, window) else WINDOW
+    # v5p has no room for 2048 queries of twice the bytes.
+    most = 1024 if dtype == "float32" else 2048
+    # Causality skips whole blocks: in a short row large ones leave it little.
+    most = min(most, max(SMALLEST_BLOCK, length // 4))
+
+    def fit(size: int) -> int:
+        return largest_block(padded_length(length), min(size, most))
+
+    return Blocks(fit(sizes.q), fit(sizes.kv), fit(sizes.q_back), fit(sizes.kv_back))
+
+
+def is_full(length: int, window: int | None) -> bool:
+    """Whether a window hides nothing that causality does not."""
+    return window is None or window >= length - 1
+
+
+def padded_length(length: int) -> int:
+    """The rows that the kernels see: the next length that divides into blocks worth starting."""
+    padded = -(-length // LANES) * LANES
+    while largest_block(padded, 2 * SMALLEST_BLOCK) < min(SMALLEST_BLOCK, padded):
+        padded += LANES
+    return padded
+
+
+def largest_block(length: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `length`, itself a multiple of 128."""
+    return max(size for size in range(LANES, most + 1, LANES) if length % size == 0)
