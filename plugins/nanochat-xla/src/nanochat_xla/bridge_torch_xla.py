@@ -1,7 +1,8 @@
 """Splash attention on tensors of torch_xla: its HLO becomes part of the graph that they record.
 
 jax only traces and lowers here. The device belongs to torch_xla, and one process cannot hold it
-twice: jax must be kept to its CPU backend (`JAX_PLATFORMS=cpu`).
+twice: jax must be kept to its CPU backend (`JAX_PLATFORMS=cpu`). XLA cannot split a kernel over
+chips: call these where each chip has its own rows (see `nanochat_xla.per_device`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import jax
-import torch
 import torch_xla.core.xla_builder as xb
-import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import Tensor
 
@@ -53,10 +52,8 @@ def operators(generation: str | None, platform: str | None = None) -> Operators:
     def call(
         name: str, tensors: Sequence[Tensor | None], window: int | None, scale: float
     ) -> tuple[Tensor, ...]:
-        return over_batch(
-            lambda x: kernel(name, specs(x), window, scale, generation, platform)(list(x)),
-            [x for x in tensors if x is not None],
-        )
+        present = [x for x in tensors if x is not None]
+        return tuple(kernel(name, specs(present), window, scale, generation, platform)(present))
 
     return custom_operators("torch_xla", forward, backward)
 
@@ -89,27 +86,3 @@ def kernel(
     title = f"splash_{name}"
     computation = xb.computation_from_module_proto(title, hlo.as_serialized_hlo_module_proto())
     return xb.xla_computation_as_func(computation, title)
-
-
-def over_batch(
-    function: Callable[[Sequence[Tensor]], Sequence[Tensor]], tensors: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Call a function on each device's share of the batch, the first dimension of every tensor.
-
-    XLA cannot partition a kernel: left alone under SPMD, it would gather the whole batch on each
-    device and compute it there. A batch that the mesh does not divide is treated so.
-    """
-    mesh = xs.get_global_mesh() if xr.is_spmd() else None
-    if mesh is None or mesh.size() == 1 or tensors[0].size(0) % mesh.mesh_shape[0]:
-        return tuple(function(tensors))
-    axis = mesh.axis_names[0]
-
-    def spec(x: Tensor) -> tuple[str | None, ...]:
-        return (axis,) + (None,) * (x.dim() - 1)
-
-    def whole(x: Tensor) -> Tensor:
-        shape = torch.Size((x.size(0) * mesh.mesh_shape[0], *x.shape[1:]))
-        return xs.disable_manual_sharding(x, spec(x), shape, mesh=mesh).global_tensor
-
-    shares = [xs.enable_manual_sharding(x, spec(x), mesh=mesh).global_tensor for x in tensors]
-    return tuple(whole(x) for x in function(shares))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+KIND = "tpu"
+HOST_KIND = "xla"
+"""The kind of a target that is the processor behind torch_xla (`PJRT_DEVICE=CPU`), for tests."""
+
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"
 
