@@ -27,6 +27,13 @@ from nanochat.backend import Reduction
 from nanochat.builtin.chunks import rows_per_chunk
 from nanochat.builtin.linear_cross_entropy import cap
 
+COMPILED_FOR = ("cuda", "mps", "xpu")
+"""Kinds of torch devices for which torch.compile makes kernels."""
+
+RECORDED = ("xla",)
+"""Those that record a program, and lose what an operator writes through a view of its own tensor
+(torch_xla 2.9). Elsewhere it spares a copy."""
+
 
 def linear_cross_entropy(
     hidden: Tensor,
@@ -101,14 +108,19 @@ def _loss_and_gradients(
         weight.shape if needs_weight else (0,), dtype=torch.float32, device=weight.device
     )
     kernel = _row_kernel(hidden.device.type)
+    recorded: list[Tensor] = []
     for start in range(0, hidden.size(0), rows):
         part = slice(start, start + rows)
         logits = hidden[part] @ weight.T
         total += kernel(logits, targets[part], ignore_index, softcap)
-        if needs_hidden:
+        if needs_hidden and hidden.device.type in RECORDED:
+            recorded.append(logits @ weight)
+        elif needs_hidden:
             torch.mm(logits, weight, out=grad_hidden[part])
         if needs_weight:
             _accumulate(grad_weight, logits, hidden[part])
+    if recorded:
+        grad_hidden = torch.cat(recorded)
     return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
 
 
@@ -141,8 +153,9 @@ def softmax_and_gradient(
 
 @lru_cache
 def _row_kernel(device: str) -> Callable[..., Tensor]:
-    if device == "cpu":
-        return softmax_and_gradient  # its products dominate there, and a compiler may be missing
+    if device not in COMPILED_FOR:
+        # On a CPU its products dominate, and a compiler may be missing; others compile whole steps.
+        return softmax_and_gradient
     return torch.compile(softmax_and_gradient, dynamic=False)
 
 

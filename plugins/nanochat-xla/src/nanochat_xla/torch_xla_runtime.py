@@ -84,7 +84,7 @@ class TorchXlaRuntime(Runtime):
 
     @property
     def queues(self) -> bool:
-        return True
+        return xr.device_type() == "TPU"
 
     @property
     def static_shapes(self) -> bool:
@@ -110,7 +110,7 @@ class TorchXlaRuntime(Runtime):
         """Not by itself: it becomes part of the step's program."""
         return self.call_model(model)
 
-    def compile_update(self, update: Step) -> Step:
+    def compile_update(self, update: Callable[..., None]) -> Callable[..., None]:
         """Not by itself: it becomes part of the step's program."""
         return update
 
