@@ -142,7 +142,13 @@ class Pallas(AttentionBackend):
         length = problem.sequence_len
         told = []
         for window in problem.windows:
-            blocks = choose(self._generation, length, window, problem.dtype)
+            blocks = choose(
+                self._generation,
+                length,
+                window,
+                head_dim=problem.head_dim,
+                dtype=problem.dtype,
+            )
             name = "full context" if window is None else f"window {window}"
             told.append(f"{name} in blocks of {blocks.q} x {blocks.kv}")
         if padded_length(length) != length:

@@ -26,22 +26,31 @@ class Blocks:
 # forward kernel, too. Some of its runs take 2048 keys, with a flag that raises the share of
 # on-chip memory; libtpu compiles these without any.
 _V5 = Blocks(q=2048, kv=512, q_back=2048, kv_back=512)
-_V6E = Blocks(q=1024, kv=512, q_back=2048, kv_back=512)
-FULL = {"v5e": _V5, "v5p": _V5, "v6e": _V6E}
+FULL = {
+    "v5e": _V5,
+    "v5p": _V5,
+    "v6e": Blocks(q=1024, kv=512, q_back=2048, kv_back=512),
+}
 
 # Every block that a window touches is computed whole: larger ones compute more at its two ends.
-WINDOW = Blocks(q=512, kv=512, q_back=512, kv_back=512)
+# Also for other generations, of which nobody has said more.
+SMALL = Blocks(q=512, kv=512, q_back=512, kv_back=512)
 
 
 def choose(
-    generation: str | None, length: int, window: int | None = None, dtype: str = "bfloat16"
+    generation: str | None,
+    length: int,
+    window: int | None = None,
+    *,
+    head_dim: int = 128,
+    dtype: str = "bfloat16",
 ) -> Blocks:
-    """The blocks for rows of `padded_length(length)`; those of v6e for an unknown generation."""
-    sizes = FULL.get(generation or "", _V6E) if is_full(length, window) else WINDOW
-    # v5p has no room for 2048 queries of twice the bytes.
-    most = 1024 if dtype == "float32" else 2048
+    """The blocks for rows of `padded_length(length)`, in multiples of 128 that divide it."""
+    sizes = FULL.get(generation or "", SMALL) if is_full(length, window) else SMALL
+    # 2048 queries of more bytes than these do not fit into the on-chip memory of v5p.
+    wide = max(head_dim, LANES) * (4 if dtype == "float32" else 2) > 256
     # Causality skips whole blocks: in a short row large ones leave it little.
-    most = min(most, max(SMALLEST_BLOCK, length // 4))
+    most = min(1024 if wide else 2048, max(SMALLEST_BLOCK, length // 4))
 
     def fit(size: int) -> int:
         return largest_block(padded_length(length), min(size, most))

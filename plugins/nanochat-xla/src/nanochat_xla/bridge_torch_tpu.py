@@ -9,7 +9,7 @@ import jax
 from torch.tpu.pallas import jax_op
 
 from nanochat_xla import splash
-from nanochat_xla.blocks import choose
+from nanochat_xla.blocks import Blocks, choose
 from nanochat_xla.operators import NAMESPACE, Operators, differentiable
 
 
@@ -20,6 +20,10 @@ def operators(generation: str | None) -> Operators:
     is compiled.
     """
 
+    def blocks_of(q: jax.Array, window: int | None) -> Blocks:
+        _, length, _, head_dim = q.shape
+        return choose(generation, length, window, head_dim=head_dim, dtype=q.dtype.name)
+
     def forward(
         q: jax.Array,
         k: jax.Array,
@@ -28,7 +32,7 @@ def operators(generation: str | None) -> Operators:
         window: int | None,
         scale: float,
     ) -> tuple[jax.Array, jax.Array]:
-        blocks = choose(generation, q.shape[1], window, q.dtype.name)
+        blocks = blocks_of(q, window)
         return splash.forward(q, k, v, documents, window=window, scale=scale, blocks=blocks)
 
     def backward(
@@ -42,7 +46,7 @@ def operators(generation: str | None) -> Operators:
         window: int | None,
         scale: float,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        blocks = choose(generation, q.shape[1], window, q.dtype.name)
+        blocks = blocks_of(q, window)
         return splash.backward(
             *(grad, q, k, v, out, lse, documents), window=window, scale=scale, blocks=blocks
         )

@@ -72,12 +72,12 @@ def kernel(
     platform: str,
 ) -> Callable[[list[Tensor]], list[Tensor]]:
     """`splash.forward` or `splash.backward`, compiled to HLO for these shapes."""
-    (_, length, *_), dtype = arguments[0]
+    (_, length, _, head_dim), dtype = arguments[0]
     function = partial(
         getattr(splash, name),
         window=window,
         scale=scale,
-        blocks=choose(generation, length, window, dtype),
+        blocks=choose(generation, length, window, head_dim=head_dim, dtype=dtype),
         interpret=platform == "cpu",
     )
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in arguments]

@@ -43,7 +43,7 @@ def attention_operations(
     """
     forward = backward = 0
     for window in windows:
-        blocks = choose(generation, length, window, dtype)
+        blocks = choose(generation, length, window, head_dim=head_dim, dtype=dtype)
         masks = block_masks(padded_length(length), window, blocks)
         back = blocks.q_back * blocks.kv_back
         forward += FORWARD_PRODUCTS * visited(masks.forward) * blocks.q * blocks.kv
