@@ -7,8 +7,8 @@ from dataclasses import dataclass
 LANES = 128
 """What every block of queries and keys is a multiple of."""
 
-SMALLEST_BLOCK = 512
-"""Rows are padded rather than cut into smaller blocks, which cost more to start than to compute."""
+WINDOW_BLOCK = 512
+"""Every block that a window touches is computed whole: larger ones compute more at its two ends."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ FULL = {
     "v6e": Blocks(q=1024, kv=512, q_back=2048, kv_back=512),
 }
 
-# Every block that a window touches is computed whole: larger ones compute more at its two ends.
-# Also for other generations, of which nobody has said more.
-SMALL = Blocks(q=512, kv=512, q_back=512, kv_back=512)
+# For a window, and for other generations, of which nobody has said more.
+SMALL = Blocks(WINDOW_BLOCK, WINDOW_BLOCK, WINDOW_BLOCK, WINDOW_BLOCK)
 
 
 def choose(
@@ -50,7 +49,7 @@ def choose(
     # 2048 queries of more bytes than these do not fit into the on-chip memory of v5p.
     wide = max(head_dim, LANES) * (4 if dtype == "float32" else 2) > 256
     # Causality skips whole blocks: in a short row large ones leave it little.
-    most = min(1024 if wide else 2048, max(SMALLEST_BLOCK, length // 4))
+    most = min(1024 if wide else 2048, max(WINDOW_BLOCK, length // 4))
 
     def fit(size: int) -> int:
         return largest_block(padded_length(length), min(size, most))
@@ -64,11 +63,9 @@ def is_full(length: int, window: int | None) -> bool:
 
 
 def padded_length(length: int) -> int:
-    """The rows that the kernels see: the next length that divides into blocks worth starting."""
-    padded = -(-length // LANES) * LANES
-    while largest_block(padded, 2 * SMALLEST_BLOCK) < min(SMALLEST_BLOCK, padded):
-        padded += LANES
-    return padded
+    """The rows that the kernels see: a multiple of 128, of 256 beyond the block of a window."""
+    multiple = LANES if length <= WINDOW_BLOCK else 2 * LANES
+    return -(-length // multiple) * multiple
 
 
 def largest_block(length: int, most: int) -> int:
