@@ -46,6 +46,16 @@ def test_generations_differ_and_an_unknown_one_gets_small_blocks():
     assert choose("v4", 16384) == choose(None, 16384) == choose("v6e", 16384, 4096)
 
 
-@pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"head_dim": 256}], ids=str)
-def test_wide_rows_halve_the_largest_blocks(changes):
-    assert choose("v5p", 16384, **changes).q_back == choose("v5p", 16384).q_back // 2
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 2048),
+        ({"head_dim": 64}, 2048),
+        ({"dtype": "float32"}, 1024),
+        ({"head_dim": 256}, 1024),
+        ({"head_dim": 256, "dtype": "float32"}, 512),
+    ],
+    ids=str,
+)
+def test_wide_rows_take_smaller_blocks(changes, most):
+    assert choose("v5p", 16384, **changes).q_back == most

@@ -46,10 +46,10 @@ def choose(
 ) -> Blocks:
     """The blocks for rows of `padded_length(length)`, in multiples of 128 that divide it."""
     sizes = FULL.get(generation or "", SMALL) if is_full(length, window) else SMALL
-    # 2048 queries of more bytes than these do not fit into the on-chip memory of v5p.
-    wide = max(head_dim, LANES) * (4 if dtype == "float32" else 2) > 256
+    # What fits into the on-chip memory of v5p by default: 2048 queries of 128 numbers in bfloat16.
+    most = 2048 * 256 // (max(head_dim, LANES) * (4 if dtype == "float32" else 2))
     # Causality skips whole blocks: in a short row large ones leave it little.
-    most = min(1024 if wide else 2048, max(WINDOW_BLOCK, length // 4))
+    most = min(most, max(WINDOW_BLOCK, length // 4))
 
     def fit(size: int) -> int:
         return largest_block(padded_length(length), min(size, most))
