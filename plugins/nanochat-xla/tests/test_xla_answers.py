@@ -9,7 +9,10 @@ import sys
 
 import pytest
 
+from nanochat import builtin
 from nanochat.backend import AttentionProblem, Support, Target
+from nanochat.plan import choose
+from nanochat.registry import Registered, Registry
 from nanochat_xla import nanochat_attention, nanochat_device, stacks
 from nanochat_xla.hardware import GENERATIONS, find_chips
 
@@ -129,6 +132,29 @@ def test_a_processor_is_refused_and_its_xla_device_discouraged(environment):
     host = pallas().check(Target("xla", "the processor behind XLA"))
     assert host.ok
     assert host.discouraged
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "chosen"),
+    [
+        ("tpu", "auto", "pallas"),
+        ("tpu", "xla-flash", "pallas"),
+        ("xla", "auto", "sdpa"),
+        ("xla", "pallas", "pallas"),
+    ],
+)
+def test_the_plan_takes_it_on_tpus(environment, kind, asked, chosen):
+    environment(**TORCH_XLA)
+    registry = Registry()
+    for backend in builtin.nanochat_attention():
+        registry.add(Registered(backend, "builtin", "nanochat-core", "0.1.0"))
+    registry.add(Registered(pallas(), "xla", "nanochat-xla", "0.1.0"))
+    target = V6E if kind == "tpu" else Target("xla", "the processor behind XLA")
+    choice = choose(registry, "attention", asked, target, problem(device=kind))
+    assert choice.backend.name == chosen
+    assert bool(choice.warning) is (kind == "xla" and chosen == "pallas")
+    if kind == "tpu":
+        assert "window 4096 in blocks of 512 x 512" in choice.reason
 
 
 def chips(folder, *ids, vendor="0x1ae0"):
