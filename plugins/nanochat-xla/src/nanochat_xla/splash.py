@@ -21,11 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from nanochat_xla.blocks import LANES, Blocks, is_full, padded_length
 
-# jax 0.7 asks for heads of whole lanes; later versions also take half of them.
-HEAD_MULTIPLE = LANES if jax.__version_info__ < (0, 8) else LANES // 2
-# Since 0.8 a row may have attention sinks, which take a place among the arguments.
-HAS_SINKS = "sinks" in inspect.signature(upstream._splash_attention_forward).parameters
 PADDING = -1
+"""The document of positions that only fill a row up."""
 
 
 class Masks(NamedTuple):
@@ -113,7 +110,7 @@ def backward(
     padded = padded_length(length)
     found = block_masks(padded, window, blocks)
     options = _options(found, blocks, interpret)
-    sinks = (None,) if HAS_SINKS else ()
+    sinks = (None,) if _has_sinks() else ()
 
     def of_one_row(
         grad: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, ids: Any
@@ -135,6 +132,18 @@ def backward(
     )
     dq = _scaled(dq, scale)  # the kernels know only the scaled queries
     return tuple(_from_kernel(x, length, width) for x in (dq, dk, dv))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _has_sinks() -> bool:
+    """Later versions of jax know attention sinks, which take a place among what is saved."""
+    return "sinks" in inspect.signature(upstream._splash_attention_forward).parameters
+
+
+@lru_cache(maxsize=1)
+def _head_multiple() -> int:
+    """jax 0.7 asks for heads of whole lanes, later versions also take half of them."""
+    return LANES if jax.__version_info__ < (0, 8) else LANES // 2
 
 
 def _options(found: Masks, blocks: Blocks, interpret: bool) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def _to_kernel(x: Array, padded: int) -> Array:
     Causality hides the added positions from all others, and their gradient is zero.
     """
     _, length, _, width = x.shape
-    more = -width % HEAD_MULTIPLE
+    more = -width % _head_multiple()
     return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, more))).swapaxes(1, 2)
 
 
