@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 from nanochat.backend import DeviceBackend, Support, Target, Variable
 from nanochat.errors import UsageError
 from nanochat_xla import stacks
-from nanochat_xla.hardware import GENERATIONS, find_chips
+from nanochat_xla.hardware import GENERATIONS, HOST_KIND, KIND, find_chips
 
 if TYPE_CHECKING:
     import torch
 
     from nanochat.runtime import Runtime
-
-REHEARSAL = "xla"
-"""The kind of target that is no TPU: XLA's own CPU device, for tests and rehearsals."""
 
 
 class Tpu(DeviceBackend):
@@ -35,7 +32,7 @@ class Tpu(DeviceBackend):
         asked = os.environ.get("PJRT_DEVICE", "TPU")
         if asked == "CPU":
             return Target(
-                kind=REHEARSAL,
+                kind=HOST_KIND,
                 name="the processor through XLA, no TPU (PJRT_DEVICE=CPU)",
                 architecture=platform.machine(),
                 count=_count_of("CPU_NUM_DEVICES"),
@@ -46,7 +43,7 @@ class Tpu(DeviceBackend):
         known = GENERATIONS.get(chips[0])
         visible = [c for c in os.environ.get("TPU_VISIBLE_CHIPS", "").split(",") if c.strip()]
         return Target(
-            kind="tpu",
+            kind=KIND,
             name=f"TPU {chips[0]}",
             generation=chips[0],
             memory=known.memory if known is not None else None,
@@ -64,7 +61,7 @@ class Tpu(DeviceBackend):
         stack = stacks.installed()
         if isinstance(stack, Support):
             return stack
-        if target.kind == REHEARSAL and stack is not stacks.TORCH_XLA:
+        if target.kind == HOST_KIND and stack is not stacks.TORCH_XLA:
             return Support.no(f"{stack.title} knows no PJRT_DEVICE=CPU", "Unset PJRT_DEVICE")
         return Support.yes(f"through {stack.title}")
 
@@ -74,7 +71,7 @@ class Tpu(DeviceBackend):
         return (
             Variable(
                 "PJRT_DEVICE",
-                "CPU" if target.kind == REHEARSAL else "TPU",
+                "CPU" if target.kind == HOST_KIND else "TPU",
                 "torch_xla takes the processor in silence where it is not told",
             ),
             Variable(
@@ -91,7 +88,7 @@ class Tpu(DeviceBackend):
         )
 
     def default_dtype(self, target: Target) -> str:
-        return "float32" if target.kind == REHEARSAL else "bfloat16"
+        return "float32" if target.kind == HOST_KIND else "bfloat16"
 
     def peak_flops(self, target: Target, precision: str) -> float | None:
         known = GENERATIONS.get(target.generation or "")
@@ -101,15 +98,17 @@ class Tpu(DeviceBackend):
         stack = stacks.installed()
         if isinstance(stack, Support):
             raise UsageError(stack.reason, stack.remedy)
-        if stack is stacks.TORCH_XLA:
-            import torch
+        import torch
 
+        if stack is stacks.TORCH_XLA:
             from nanochat_xla.torch_xla_runtime import TorchXlaRuntime
 
             return TorchXlaRuntime.start(
                 target, dtype or getattr(torch, self.default_dtype(target))
             )
-        raise UsageError(f"the device tpu through {stack.title} is not written yet")
+        from nanochat_xla.torch_tpu_runtime import TorchTpuRuntime
+
+        return TorchTpuRuntime.start(dtype or getattr(torch, self.default_dtype(target)))
 
 
 def _count_of(variable: str) -> int:
