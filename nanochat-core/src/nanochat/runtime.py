@@ -125,14 +125,6 @@ class Runtime:
         moving it recompiles nothing. On the host, where launching a kernel with it is free."""
         return [torch.tensor(value, dtype=torch.float32) for value in values]
 
-    def spread(self, tensor: Tensor) -> Tensor:
-        """Let each device of this process hold an equal share of dimension 0, where it divides."""
-        return tensor
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Let each device of this process hold all of it."""
-        return tensor
-
     def no_grad(self) -> AbstractContextManager[Any]:
         """For evaluation and sampling."""
         return torch.no_grad()

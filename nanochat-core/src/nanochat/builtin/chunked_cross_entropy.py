@@ -31,8 +31,8 @@ COMPILED_FOR = ("cuda", "mps", "xpu")
 """Kinds of torch devices for which torch.compile makes kernels."""
 
 RECORDED = ("xla",)
-"""Those that record a program, and lose what an operator writes through a view of its own tensor
-(torch_xla 2.9). Elsewhere it spares a copy."""
+"""Those that record a program. torch_xla 2.9 loses what an operator writes through a view of its
+own tensor."""
 
 
 def linear_cross_entropy(
@@ -64,7 +64,8 @@ def linear_cross_entropy(
         return total
     counted = (targets != ignore_index).sum()
     # Over no rows at all torch's mean is NaN, yet its gradients are zeros: 0 / 0 would make NaN.
-    return torch.where(counted > 0, total / counted.clamp(min=1), torch.nan)
+    # Not by `torch.where`, whose NaN would be a tensor that torch_xla pins to all chips.
+    return (total / counted.clamp(min=1)).masked_fill(counted == 0, torch.nan)
 
 
 def _torch_has_its_own(hidden: Tensor, weight: Tensor) -> bool:
@@ -100,6 +101,8 @@ def _loss_and_gradients(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the row losses (float32, ()), and its gradients where they are needed."""
+    if hidden.device.type in RECORDED:
+        return _recorded(hidden, weight, targets, ignore_index, softcap, needs_hidden, needs_weight)
     rows = rows_per_chunk(hidden.size(0), weight.size(0))
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
@@ -108,19 +111,14 @@ def _loss_and_gradients(
         weight.shape if needs_weight else (0,), dtype=torch.float32, device=weight.device
     )
     kernel = _row_kernel(hidden.device.type)
-    recorded: list[Tensor] = []
     for start in range(0, hidden.size(0), rows):
         part = slice(start, start + rows)
         logits = hidden[part] @ weight.T
         total += kernel(logits, targets[part], ignore_index, softcap)
-        if needs_hidden and hidden.device.type in RECORDED:
-            recorded.append(logits @ weight)
-        elif needs_hidden:
+        if needs_hidden:
             torch.mm(logits, weight, out=grad_hidden[part])
         if needs_weight:
             _accumulate(grad_weight, logits, hidden[part])
-    if recorded:
-        grad_hidden = torch.cat(recorded)
     return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
 
 
@@ -128,6 +126,15 @@ def softmax_and_gradient(
     logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
 ) -> Tensor:
     """The summed loss of a chunk of logits, which are overwritten with their own gradient."""
+    loss, grad = _loss_and_slope(logits, targets, ignore_index, softcap)
+    logits.copy_(grad)
+    return loss
+
+
+def _loss_and_slope(
+    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of a chunk of logits, and its gradient in float32."""
     slope: Tensor | float = 1.0  # of the capped logit by the logit
     if softcap is None:
         capped = logits.float()
@@ -143,12 +150,48 @@ def softmax_and_gradient(
     total = exp.sum(dim=-1, keepdim=True)
     valid = (targets != ignore_index)[:, None]
     column = torch.where(valid, targets[:, None], 0)
-    wanted = cap(logits.gather(1, column).float(), softcap)
-    losses = torch.where(valid, highest + total.log() - wanted, 0.0)
     is_target = torch.arange(logits.size(1), device=logits.device) == column
+    if logits.device.type in RECORDED:  # XLA cannot partition the gather over several chips
+        wanted = torch.where(is_target, capped, 0.0).sum(dim=-1, keepdim=True)
+    else:
+        wanted = cap(logits.gather(1, column).float(), softcap)
+    losses = torch.where(valid, highest + total.log() - wanted, 0.0)
     grad = (exp / total - is_target.float()) * slope
-    logits.copy_(torch.where(valid, grad, 0.0))
-    return losses.sum()
+    return losses.sum(), torch.where(valid, grad, 0.0)
+
+
+def _recorded(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for devices that record a program: nothing is written in place."""
+    rows = rows_per_chunk(hidden.size(0), weight.size(0))
+    losses: list[Tensor] = []
+    of_hidden: list[Tensor] = []
+    of_weight: list[Tensor] = []
+    for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        loss, grad = _loss_and_slope(part @ weight.T, wanted, ignore_index, softcap)
+        grad = grad.to(hidden.dtype)
+        losses.append(loss)
+        if needs_hidden:
+            of_hidden.append(grad @ weight)
+        if needs_weight:
+            of_weight.append((grad.T @ part).float())
+    total, grad_hidden, grad_weight = losses[0], hidden.new_empty(0), weight.new_empty(0)
+    for loss in losses[1:]:
+        total = total + loss
+    if needs_hidden:
+        grad_hidden = torch.cat(of_hidden)
+    if needs_weight:
+        grad_weight = of_weight[0]
+        for more in of_weight[1:]:
+            grad_weight = grad_weight + more
+    return total, grad_hidden, grad_weight.to(_gradient_dtype(weight))
 
 
 @lru_cache

@@ -226,7 +226,6 @@ class MuonAdamW(torch.optim.Optimizer):
                 product_dtype=self.product_dtype,
             )
         if self.world_size == 1:
-            params = self.runtime.gather(params)
             torch._foreach_copy_([b.of(b.param) for b in blocks], list(params))
             return []
         # The memory of the averaged gradients becomes that of the gathered parameters.
@@ -247,8 +246,8 @@ class MuonAdamW(torch.optim.Optimizer):
         state = self.state[param]
         if not state:
             part = self._own_rows(param) if self._is_sharded(param) else param
-            state["mean"] = self.runtime.spread(torch.zeros_like(part))
-            state["square"] = self.runtime.spread(torch.zeros_like(part))
+            state["mean"] = torch.zeros_like(part)
+            state["square"] = torch.zeros_like(part)
         return state
 
     def _muon_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -258,16 +257,14 @@ class MuonAdamW(torch.optim.Optimizer):
         if not state:
             first = blocks[0]
             rows, columns, device = first.rows, first.param.size(1), first.param.device
-            momentum = torch.zeros(len(own), rows, columns, device=device)
-            variance = torch.zeros(variance_shape(len(own), rows, columns), device=device)
-            state["momentum"] = self.runtime.spread(momentum)
-            state["variance"] = self.runtime.spread(variance)
+            state["momentum"] = torch.zeros(len(own), rows, columns, device=device)
+            state["variance"] = torch.zeros(variance_shape(len(own), rows, columns), device=device)
         return state
 
     def _stack(self, tensors: list[Tensor], whole: bool = True) -> Tensor:
         """(K, m, n); with `whole`, padded with zeros so that the ranks' shares are equal."""
         if not whole or self.world_size == 1:
-            return self.runtime.spread(torch.stack(tensors)) if tensors else torch.empty(0)
+            return torch.stack(tensors) if tensors else torch.empty(0)
         count = sharding.rows_per_rank(len(tensors), self.world_size) * self.world_size
         stacked = tensors[0].new_zeros(count, *tensors[0].shape)
         torch._foreach_copy_(list(stacked[: len(tensors)]), tensors)
@@ -336,7 +333,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     for key in ("mean", "square"):
                         whole = saved(f"{name}.{key}", param)
                         part = self._own_rows(whole) if self._is_sharded(param) else whole
-                        self.state[param][key] = self.runtime.spread(part.clone())
+                        self.state[param][key] = part.clone()
                 continue
             state = self._muon_state(group)
             for index, block in enumerate(self._own_blocks(group["blocks"])):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch_xla
 import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 from torch import Tensor, nn
@@ -35,7 +36,16 @@ def enter(tensor: Tensor, partition: tuple[str | None, ...], mesh: xs.Mesh | Non
     """What each chip has of a tensor. Without a mesh there is one chip, which has all of it."""
     if mesh is None:
         return tensor
-    return xs.enable_manual_sharding(tensor, partition, mesh=mesh).global_tensor
+    if not _lies(tensor, partition):
+        xs.mark_sharding(tensor, mesh, partition)
+    return torch_xla._XLAC._spmd_full_to_shard_shape(tensor)
+
+
+def _lies(tensor: Tensor, partition: tuple[str | None, ...]) -> bool:
+    """True if the tensor lies on the chips as the partition says: marking it again may send it
+    through the host once more, which `enable_manual_sharding` would."""
+    found = torch_xla._XLAC._get_xla_sharding_spec(tensor)
+    return found.startswith("{devices=") if AXIS in partition else found == "{replicated}"
 
 
 def leave(tensor: Tensor, mesh: xs.Mesh | None) -> Tensor:
@@ -67,7 +77,7 @@ class PerDevice:
     def __call__(self, *rows: Tensor, **options: Any) -> Tensor:
         mine = tuple(enter(t, shared_out(t), self.mesh) for t in rows)
         if not torch.is_grad_enabled():
-            out = functional_call(self.model, self._tensors(), mine, options)
+            out = self._call(self._tensors(), mine, options)
             return leave(out, self.mesh) if out.dim() else mean(out, self.mesh)
         self._leaves = self._leaves or self._tensors()
         gradients = [g for leaf in self._leaves.values() if (g := leaf.grad) is not None]
@@ -75,20 +85,32 @@ class PerDevice:
             # A micro-batch waits for the gradients of the one before it: nothing else makes it
             # wait, and the activations of both would be in memory at once.
             xm.optimization_barrier_([*mine, *gradients])
-        return functional_call(self.model, self._leaves, mine, options)
+        return self._call(self._leaves, mine, options)
 
     def collect(self) -> None:
         """Put the mean over the chips of each gradient into the `.grad` of its parameter."""
-        for name, param in self.model.named_parameters():
-            leaf = self._leaves.get(name)
-            if leaf is not None and leaf.grad is not None:
-                param.grad = mean(leaf.grad, self.mesh)
+        if self.mesh is not None:
+            for name, param in self.model.named_parameters():
+                leaf = self._leaves.get(name)
+                if leaf is not None and leaf.grad is not None:
+                    param.grad = mean(leaf.grad, self.mesh)
         self._leaves = {}
+
+    def _call(
+        self, tensors: dict[str, Tensor], mine: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> Tensor:
+        if self.mesh is None:
+            return self.model(*mine, **options)
+        return functional_call(self.model, tensors, mine, options)
 
     def _tensors(self) -> dict[str, Tensor]:
         """The model's parameters and buffers on each chip, as leaves of a new graph."""
+        if self.mesh is None:
+            return dict(self.model.named_parameters())
         named = (*self.model.named_parameters(), *self.model.named_buffers())
-        tensors = {name: enter(t.detach(), whole(t), self.mesh) for name, t in named}
+        # Not of a detached tensor: torch_xla would not know the program's input for the parameter,
+        # and so give what replaces it memory of its own.
+        tensors = {name: enter(t, whole(t), self.mesh).detach() for name, t in named}
         for name, param in self.model.named_parameters():
             tensors[name].requires_grad_(param.requires_grad and torch.is_grad_enabled())
         return tensors

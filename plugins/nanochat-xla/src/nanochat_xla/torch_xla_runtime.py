@@ -19,16 +19,13 @@ from nanochat.errors import UsageError
 from nanochat.runtime import Runtime, Step
 from nanochat_xla.per_device import AXIS, PerDevice, mean, shared_out, whole
 
-SPREAD_FROM = 2**16
-"""Elements from which a tensor of the optimiser is shared out among the chips."""
-
 
 class TorchXlaRuntime(Runtime):
     """All chips of this host. Operations are recorded, and run when a step ends as one program.
 
-    A batch is split over the chips by rows. Weights are whole on each; the state of the optimiser
-    is shared out among them (ZeRO, arXiv:1910.02054), which the partitioner turns into the
-    reductions and gatherings that go with it.
+    A batch is split over the chips by rows; weights and the state of the optimiser are whole on
+    each. Sharing the state out among them (ZeRO, arXiv:1910.02054) by annotations makes the
+    partitioner of libtpu 0.0.21 abort on this step.
     """
 
     @classmethod
@@ -135,20 +132,6 @@ class TorchXlaRuntime(Runtime):
     def scalars(self, values: Sequence[float]) -> list[Tensor]:
         """On the device, sent as one tensor."""
         return list(self.place_whole(torch.tensor(values, dtype=torch.float32)).unbind())
-
-    def spread(self, tensor: Tensor) -> Tensor:
-        if (
-            self.mesh is not None
-            and tensor.numel() >= SPREAD_FROM
-            and tensor.size(0) % self.devices == 0
-        ):
-            xs.mark_sharding(tensor, self.mesh, shared_out(tensor))
-        return tensor
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        if self.mesh is not None:
-            xs.mark_sharding(tensor, self.mesh, whole(tensor))
-        return tensor
 
     def synchronize(self) -> None:
         torch_xla.sync()
