@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 if find_spec("torch_xla") is None:
-    pytest.skip("torch_xla is not here: see docs/tpu.md", allow_module_level=True)
+    pytest.skip("torch_xla is not here: hatch run torch-xla:test", allow_module_level=True)
 os.environ.setdefault("PJRT_DEVICE", "CPU")
 
 import torch
