@@ -18,15 +18,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("hlo", type=Path)
     parser.add_argument("--generation", default="v6e", choices=sorted(GENERATIONS))
+    parser.add_argument("--chips", type=int, default=4, help="as the step was recorded for")
     parser.add_argument("--keep", type=Path, help="write the compiled HLO here")
     asked = parser.parse_args()
     os.environ.update(ahead.environment(asked.generation))
     with ahead.exclusive():
-        print(json.dumps(compile_step(asked.hlo.read_bytes(), asked.generation, asked.keep)))
+        print(json.dumps(compile_step(asked)))
     return 0
 
 
-def compile_step(hlo: bytes, generation: str, keep: Path | None = None) -> dict[str, Any]:
+def compile_step(asked: Any) -> dict[str, Any]:
     """Memory of a chip in bytes, operations and bytes moved of the compiled program.
 
     libtpu 0.0.21 aborts when it is asked for its own estimate of a program that has no chip, so
@@ -38,9 +39,9 @@ def compile_step(hlo: bytes, generation: str, keep: Path | None = None) -> dict[
     from jax._src import compiler
     from jax._src.lib import xla_client
 
-    chips = ahead.topology(generation).devices
+    chips = ahead.topology(asked.generation).devices[: asked.chips]
     client = chips[0].client
-    computation = xla_client.XlaComputation(hlo)
+    computation = xla_client.XlaComputation(asked.hlo.read_bytes())
     module = xla_client._xla.mlir.xla_computation_to_mlir_module(computation)
     # torch_xla annotates for the older partitioner.
     jax.config.update("jax_use_shardy_partitioner", False)
@@ -48,7 +49,7 @@ def compile_step(hlo: bytes, generation: str, keep: Path | None = None) -> dict[
         num_replicas=1,
         num_partitions=len(chips),
         device_assignment=np.array([[chip.id for chip in chips]]),
-        use_spmd_partitioning=True,
+        use_spmd_partitioning=len(chips) > 1,
         backend=client,
     )
     text = module.encode() if isinstance(module, str) else module
@@ -56,12 +57,12 @@ def compile_step(hlo: bytes, generation: str, keep: Path | None = None) -> dict[
     memory = compiled.get_compiled_memory_stats()
     (optimized,) = compiled.hlo_modules()
     program = optimized.to_string()
-    if keep:
-        keep.write_text(program)
+    if asked.keep:
+        asked.keep.write_text(program)
     arguments = memory.argument_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "generation": generation,
+        "generation": asked.generation,
         "chips": len(chips),
         "arguments": arguments,
         "temporary": memory.temp_size_in_bytes,

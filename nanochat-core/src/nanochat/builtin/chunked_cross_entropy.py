@@ -182,9 +182,8 @@ def _recorded(
             of_hidden.append(grad @ weight)
         if needs_weight:
             of_weight.append((grad.T @ part).float())
-    total, grad_hidden, grad_weight = losses[0], hidden.new_empty(0), weight.new_empty(0)
-    for loss in losses[1:]:
-        total = total + loss
+    total = torch.stack(losses).sum()
+    grad_hidden, grad_weight = hidden.new_empty(0), weight.new_empty(0)
     if needs_hidden:
         grad_hidden = torch.cat(of_hidden)
     if needs_weight:
