@@ -23,11 +23,15 @@ from torch import Tensor
 
 from nanochat.backend import Reduction
 from nanochat.builtin.chunks import rows_per_chunk, sums_in_float32
-from nanochat.fused.softmax_gradient import cap, softmax_and_gradient
+from nanochat.fused.softmax_gradient import (
+    cap,
+    losses_and_gradient,
+    softmax_and_gradient,
+)
 
 RECORDED = ("xla",)
-"""Kinds of torch devices that record a program, and lose what an operator writes through a view of
-its own tensor (torch_xla 2.9). Elsewhere it spares a copy."""
+"""Kinds of torch devices that record a program. torch_xla 2.9 loses what an operator writes through a
+view of its own tensor; elsewhere that spares a copy."""
 
 
 def linear_cross_entropy(
@@ -95,22 +99,14 @@ def _loss_and_gradients(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the row losses (float32, ()), and its gradients where they are needed."""
-    narrow = _gradient_dtype(weight)
-    wide = torch.float32 if sums_in_float32(hidden.size(0), *weight.shape) else narrow
-    grad_weight = weight.new_empty(weight.shape if needs_weight else (0,), dtype=wide)
-    walk = _record_chunks if hidden.device.type in RECORDED else _fill_chunks
-    losses, grad_hidden = walk(
-        hidden,
-        weight,
-        targets,
-        ignore_index,
-        softcap,
-        needs_hidden,
-        grad_weight if needs_weight else None,
+    if hidden.device.type in RECORDED:
+        walk = _record_chunks
+    else:
+        walk = _fill_chunks
+    losses, grad_hidden, grad_weight = walk(
+        hidden, weight, targets, ignore_index, softcap, needs_hidden, needs_weight
     )
-    if needs_weight and hidden.size(0) == 0:
-        grad_weight.zero_()
-    return losses.sum(), grad_hidden, grad_weight.to(narrow)
+    return losses.sum(), grad_hidden, grad_weight.to(_gradient_dtype(weight))
 
 
 def _fill_chunks(
@@ -120,17 +116,22 @@ def _fill_chunks(
     ignore_index: int,
     softcap: float | None,
     needs_hidden: bool,
-    grad_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The row losses (N,) and the gradient of hidden, empty if not needed; fills that of weight.
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The row losses (N,), and the gradients of their sum, empty where not needed.
 
     A function of its own, so that the logits are gone when gradients are copied: that would be the
     peak.
     """
     tokens = hidden.size(0)
     rows = rows_per_chunk(tokens, *weight.shape)
+    wide = sums_in_float32(tokens, *weight.shape)
     losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
+    grad_weight = weight.new_empty(
+        weight.shape if needs_weight else (0,),
+        dtype=torch.float32 if wide else _gradient_dtype(weight),
+    )
     logits = hidden.new_empty(min(rows, tokens), weight.size(0))
     for start in range(0, tokens, rows):
         part = slice(start, start + rows)
@@ -140,9 +141,11 @@ def _fill_chunks(
         losses[part] = softmax_and_gradient(z, targets[part], ignore_index, softcap)
         if needs_hidden:
             torch.mm(z, weight, out=grad_hidden[part])
-        if grad_weight is not None:
+        if needs_weight:
             _add_product(grad_weight, z, x, first=start == 0)
-    return losses, grad_hidden
+    if needs_weight and tokens == 0:
+        grad_weight.zero_()
+    return losses, grad_hidden, grad_weight
 
 
 def _record_chunks(
@@ -152,21 +155,24 @@ def _record_chunks(
     ignore_index: int,
     softcap: float | None,
     needs_hidden: bool,
-    grad_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The same, joined from tensors of their own: nothing is written through a view."""
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without writing anything in place; weights are summed in float32."""
     rows = rows_per_chunk(hidden.size(0), *weight.shape)
     losses: list[Tensor] = []
     grad_hidden: list[Tensor] = [] if needs_hidden else [hidden.new_empty(0)]
+    grad_weight = None if needs_weight else weight.new_empty(0)
     for x, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-        z = x @ weight.T
-        first = not losses
-        losses.append(softmax_and_gradient(z, wanted, ignore_index, softcap))
+        loss, grad = losses_and_gradient(x @ weight.T, wanted, ignore_index, softcap)
+        grad = grad.to(hidden.dtype)
+        losses.append(loss)
         if needs_hidden:
-            grad_hidden.append(z @ weight)
-        if grad_weight is not None:
-            _add_product(grad_weight, z, x, first=first)
-    return torch.cat(losses), torch.cat(grad_hidden)
+            grad_hidden.append(grad @ weight)
+        if needs_weight:
+            product = (grad.T @ x).float()
+            grad_weight = product if grad_weight is None else grad_weight + product
+    assert grad_weight is not None  # `split` gives at least one part, if an empty one
+    return torch.cat(losses), torch.cat(grad_hidden), grad_weight
 
 
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor, *, first: bool) -> None:

@@ -28,20 +28,24 @@ def bits_per_byte(
     neither in the nats nor in the bytes. The result is that of all ranks' batches together, NaN
     if the model's losses are. Raises NanochatError if there is not one byte to count.
     """
-    sizes = runtime.place(torch.as_tensor(token_bytes).to(torch.int64))
+    sizes = runtime.place_whole(torch.as_tensor(token_bytes).to(torch.int64))
+
+    def measure(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The nats of a batch, and the bytes."""
+        size = sizes[targets.clamp(min=0)].masked_fill(targets == ignore_index, 0)
+        # Targets without bytes are hidden from the model too, so that its loss skips them.
+        losses = model_call(inputs, targets.masked_fill(size == 0, ignore_index), reduction="none")
+        return losses.float().view(-1).masked_fill(size.view(-1) == 0, 0.0).sum(), size.sum()
+
     nats: list[Tensor] = []
     counts: list[Tensor] = []
+    step = runtime.compile_step(measure)
     with runtime.no_grad():
         for batch in batches:
-            inputs, targets = runtime.place(batch[0]), runtime.place(batch[1])
-            size = sizes[targets.clamp(min=0)].masked_fill(targets == ignore_index, 0)
-            # Targets without bytes are hidden from the model too, so that its loss skips them.
-            losses = model_call(
-                inputs, targets.masked_fill(size == 0, ignore_index), reduction="none"
-            )
             # Two numbers a batch stay on the device: nothing waits for them until the end.
-            nats.append(losses.float().view(-1).masked_fill(size.view(-1) == 0, 0.0).sum())
-            counts.append(size.sum())
+            of_batch = step(runtime.place(batch[0]), runtime.place(batch[1]))
+            nats.append(of_batch[0])
+            counts.append(of_batch[1])
 
     totals = torch.zeros(2, dtype=torch.float64)
     if nats:

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ LOSS_TOKENS = 16384
 LOGIT_TOKENS = 4096
 """Tokens a forward pass: fewer where it returns logits, of which each token has `vocab_size`."""
 PAD_MULTIPLE = 64
-"""Sequences are padded to multiples of this: fewer shapes for kernels that compile by shape."""
+"""Sequences are padded to multiples of this: fewer shapes for kernels that compile by shape.
+Where each shape costs a compilation, to its doublings, and batches to their full size."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,16 @@ def lowest(losses: list[float]) -> int:
 def _mean_losses(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime) -> list[float]:
     """The mean loss of each row's span in nats a token, NaN where the span is empty."""
     means = [math.nan] * len(rows)
-    for picked, tokens in _batches(rows, pad, LOSS_TOKENS, positions(model)):
+    compute = runtime.compile_step(partial(runtime.call_model(model), reduction="none"))
+    for picked, tokens in _batches(rows, pad, LOSS_TOKENS, positions(model), runtime):
         targets = torch.full_like(tokens, -1)
         for row, index in enumerate(picked):
             _, start, end = rows[index]
             if start > 0:
                 targets[row, start - 1 : end - 1] = tokens[row, start:end]
         with runtime.no_grad():
-            losses = model(runtime.place(tokens), runtime.place(targets), reduction="none")
-        losses = losses.view(tokens.shape).cpu().double()
+            losses = compute(runtime.place(tokens), runtime.place(targets))
+        losses = losses.cpu().view(tokens.shape).double()
         for row, index in enumerate(picked):
             _, start, end = rows[index]
             if start > 0:
@@ -153,9 +156,11 @@ def _mean_losses(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime) -
 def _greedy_matches(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime) -> list[bool]:
     """Whether the most likely token is the right one everywhere in each row's span."""
     matches = [False] * len(rows)
-    for picked, tokens in _batches(rows, pad, LOGIT_TOKENS, positions(model)):
+    call = runtime.call_model(model)
+    compute = runtime.compile_step(lambda tokens: call(tokens).argmax(dim=-1))
+    for picked, tokens in _batches(rows, pad, LOGIT_TOKENS, positions(model), runtime):
         with runtime.no_grad():
-            predicted = model(runtime.place(tokens)).argmax(dim=-1).cpu()
+            predicted = compute(runtime.place(tokens)).cpu()
         for row, index in enumerate(picked):
             _, start, end = rows[index]
             matches[index] = torch.equal(
@@ -165,20 +170,26 @@ def _greedy_matches(model: GPT, rows: Sequence[Span], pad: int, runtime: Runtime
 
 
 def _batches(
-    rows: Sequence[Span], pad: int, budget: int, context: int
+    rows: Sequence[Span], pad: int, budget: int, context: int, runtime: Runtime
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Rows of like length in batches of at most `budget` tokens, padded on the right.
 
-    Yields the rows' indices and their tokens (B, T) int64. Attention is causal: padding after a
-    row does not touch its losses.
+    Yields the rows' indices and their tokens (B, T) int64; B may be more than the indices.
+    Attention is causal: padding after a row does not touch its losses.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens), reverse=True)
     while order:
         longest = len(rows[order[0]].tokens)
-        length = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, context)
+        blocks = -(-longest // PAD_MULTIPLE)
+        if runtime.static_shapes:
+            blocks = 1 << (blocks - 1).bit_length()
+        length = min(blocks * PAD_MULTIPLE, context)
         count = max(budget // length, 1)
+        if runtime.static_shapes:
+            count = max(count // runtime.devices, 1) * runtime.devices
         picked, order = order[:count], order[count:]
-        tokens = torch.full((len(picked), length), pad, dtype=torch.int64)
+        size = count if runtime.static_shapes else len(picked)
+        tokens = torch.full((size, length), pad, dtype=torch.int64)
         for row, index in enumerate(picked):
             ids = rows[index].tokens
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)

@@ -52,18 +52,29 @@ def _(logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None)
 
 
 def _in_torch(logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None) -> Tensor:
-    wide = logits.float()
-    capped = cap(wide, softcap)
+    losses, grad = losses_and_gradient(logits, targets, ignore_index, softcap)
+    logits.copy_(grad)
+    return losses
+
+
+def losses_and_gradient(
+    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The same out of place: the losses (N,), and the gradient (N, V) in float32.
+
+    The target's logit is found by comparing, not by gathering, which XLA cannot partition.
+    """
+    capped = cap(logits.float(), softcap)
     log_sum = capped.logsumexp(dim=-1, keepdim=True)
     valid = (targets != ignore_index)[:, None]
-    column = torch.where(valid, targets[:, None], 0)
-    losses = torch.where(valid, log_sum - capped.gather(1, column), 0.0)
-    grad = torch.exp(capped - log_sum)
-    grad.scatter_add_(1, column, torch.full_like(losses, -1.0))
+    words = torch.arange(logits.size(1), device=logits.device)
+    is_target = words == torch.where(valid, targets[:, None], 0)
+    wanted = torch.where(is_target, capped, 0.0).sum(dim=-1, keepdim=True)
+    grad = torch.exp(capped - log_sum) - is_target.float()
     if softcap is not None:
-        grad *= 1 - (capped / softcap).square()
-    logits.copy_(torch.where(valid, grad, 0.0))
-    return losses[:, 0]
+        grad = grad * (1 - (capped / softcap).square())
+    losses = torch.where(valid, log_sum - wanted, 0.0)
+    return losses[:, 0], torch.where(valid, grad, 0.0)
 
 
 def _triton_softmax(

@@ -36,7 +36,8 @@ def _symmetric_product(x: Tensor, alpha: float, beta: float, diagonal: float) ->
     if beta:
         product += beta * x
     if diagonal:
-        product.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        # Not through a view of the diagonal: torch_xla loses what is written to it in an operator.
+        product += diagonal * torch.eye(x.size(1), dtype=x.dtype, device=x.device)
     return product
 
 

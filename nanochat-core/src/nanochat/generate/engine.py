@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from nanochat.errors import UsageError
 from nanochat.generate.sampling import Sampling, seeded_generator
@@ -135,13 +136,15 @@ class Engine:
         ends: frozenset[int],
     ) -> Iterator[Column]:
         generator = seeded_generator(self.model.device, seed)
-        cache = self._prefill(prompt[:-1], num_samples, len(prompt) + tokens - 1)
+        decode = self.runtime.compile_step(self._decode)
+        # Entered and left between two columns: whoever consumes them keeps their gradients.
+        with self.runtime.no_grad():
+            cache = self._prefill(prompt[:-1], num_samples, len(prompt) + tokens - 1)
         last = torch.full((num_samples,), prompt[-1], dtype=torch.int64)
         alive = [True] * num_samples
         for _ in range(tokens):
-            # Entered and left between two columns: whoever consumes them keeps their gradients.
             with self.runtime.no_grad():
-                logits = self.model(self.runtime.place(last).unsqueeze(1), cache=cache)[:, -1]
+                logits = decode(self.runtime.place_whole(last), cache)
                 last = sampling.draw(logits, generator)
             found = last.tolist()
             alive = [a and token not in ends for a, token in zip(alive, found, strict=True)]
@@ -149,27 +152,49 @@ class Engine:
                 return
             yield [token if a else None for a, token in zip(alive, found, strict=True)]
 
+    def _decode(self, last: Tensor, cache: KVCache) -> Tensor:
+        """The logits (B, V) that follow the last tokens (B,)."""
+        return self.model(last.unsqueeze(1), cache=cache)[:, -1]
+
     def _prefill(self, tokens: list[int], rows: int, length: int) -> KVCache:
         """A cache of `rows` equal rows which hold `tokens`, with room for `length` positions."""
+        fill = self.runtime.compile_step(self._fill)
+        expected = None
+        if self.runtime.static_shapes:
+            # A few lengths, so that prompts share a compiled program.
+            most, count = positions(self.model), len(tokens)
+            length = _bucket(length, most)
+            if count:
+                expected = count, self.runtime.place_whole(torch.tensor([count]))
+                tokens = tokens + [self.tokenizer.bos_id] * (_bucket(count, most) - count)
+        prompt = self.runtime.place_whole(torch.tensor([tokens], dtype=torch.int64))
+        return fill(prompt, rows, length, expected)
+
+    def _fill(
+        self, prompt: Tensor, rows: int, length: int, expected: tuple[int, Tensor] | None
+    ) -> KVCache:
+        """`expected` as in `KVCache.expect`, or None if all of the prompt (1, T) counts."""
         model = self.model
 
         def allocate(batch_size: int, length: int) -> KVCache:
             return KVCache(model.config, batch_size, length, model.device, model.dtype)
 
         cache = allocate(rows, length)
-        if not tokens:
+        if not prompt.numel():
             return cache
         # The prompt is computed once, whatever the number of samples, and needs no logits.
-        first = cache if rows == 1 else allocate(1, len(tokens))
-        with self.runtime.no_grad():
-            model.hidden(self.runtime.place(torch.tensor([tokens], dtype=torch.int64)), first)
-            if first is not cache:
-                cache.keys[:, :, : len(tokens)] = first.keys
-                cache.values[:, :, : len(tokens)] = first.values
-                cache.advance(first.position)
-                if first.last_embedding is not None:
-                    cache.last_embedding = first.last_embedding.expand(rows, -1, -1)
+        first = cache if rows == 1 else allocate(1, prompt.size(1))
+        if expected is not None:
+            first.expect(*expected)
+        model.hidden(prompt, first)
+        if first is not cache:
+            cache.take(first)
         return cache
+
+
+def _bucket(length: int, most: int) -> int:
+    """The power of two from 64 that holds `length`, but not beyond `most`."""
+    return min(max(64, 1 << (length - 1).bit_length()), max(most, length))
 
 
 def positions(model: GPT) -> int:

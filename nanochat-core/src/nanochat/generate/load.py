@@ -169,8 +169,8 @@ def _load(
             loss=plan.loss.backend,
             dtype=runtime.dtype,
         )
-    model.initialize(runtime.device)
-    weights = checkpoint.load(folder, runtime.device, optimizer=False).model
+    runtime.materialize(model)
+    weights = checkpoint.load(folder, runtime.load_device, optimizer=False).model
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

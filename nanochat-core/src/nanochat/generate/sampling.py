@@ -47,13 +47,14 @@ class Sampling:
 
         Raises NanochatError if the logits are not finite.
         """
+        logits = logits.to(generator.device)
         if not torch.isfinite(logits).all():
             raise NanochatError(
                 "the model's logits are not finite", "Take a checkpoint from before it diverged"
             )
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        probabilities = self.scores(logits.to(generator.device).float()).softmax(dim=-1)
+        probabilities = self.scores(logits.float()).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 

@@ -135,7 +135,10 @@ class GPT(nn.Module):
         if end > self.positions or (cache is not None and end > cache.length):
             room = self.positions if cache is None else min(self.positions, cache.length)
             raise NanochatError(f"position {end} is beyond the {room} that were made room for")
-        rotary = self.rotary[:, start:end].contiguous()
+        if cache is None:
+            rotary = self.rotary[:, :end].contiguous()
+        else:
+            rotary = self.rotary.index_select(1, cache.places(tokens.size(1)))
 
         x = norm(self.embedding(tokens).to(self.dtype))
         x = self._smear(x, cache)
@@ -155,13 +158,12 @@ class GPT(nn.Module):
 
     def _smear(self, x: Tensor, cache: KVCache | None) -> Tensor:
         """Mix a little of the previous token's embedding into each: cheap bigrams."""
-        if cache is None or cache.last_embedding is None:
+        if cache is None:
             # The first position has no predecessor; a zero vector leaves it as it is.
             previous = nn.functional.pad(x[:, :-1], (0, 0, 1, 0))
         else:
             previous = torch.cat((cache.last_embedding, x[:, :-1]), dim=1)
-        if cache is not None:
-            cache.last_embedding = x[:, -1:]
+            cache.remember(x)
         gate = torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
         return x + self.smear_scale.to(x.dtype) * gate * previous
 

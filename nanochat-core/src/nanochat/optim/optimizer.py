@@ -134,32 +134,47 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["params"] or g.get("blocks")], defaults={})
         for group in self.param_groups:
             group["initial_lr"] = group["lr"]
+        self.runtime = runtime
         self.rank, self.world_size = runtime.rank, runtime.world_size
         self.product_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
         self.steps = 0
-        self._scalars: dict[str, Tensor] = {}
-        self._muon = _compiled(muon_update, compile)
-        self._adamw = _compiled(_adamw_updates, compile)
-
-    def _scalar(self, name: str, value: float) -> Tensor:
-        """A 0-d tensor on the host that compiled updates take as an argument, not a constant."""
-        tensor = self._scalars.setdefault(name, torch.zeros((), dtype=torch.float32))
-        return tensor.fill_(value)
+        self._muon = runtime.compile_update(muon_update) if compile else muon_update
+        self._adamw = runtime.compile_update(_adamw_updates) if compile else _adamw_updates
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter from its `.grad`."""
         assert closure is None
         self.steps += 1
+        settings = self._settings()
         reduced = [self._reduce(group) for group in self.param_groups]
         waits: list[Callable[[], None]] = []
-        for group, shards in zip(self.param_groups, reduced, strict=True):
+        for group, shards, moving in zip(self.param_groups, reduced, settings, strict=True):
             for shard in shards:
                 shard.wait()
             update = self._update_muon if group["kind"] == "muon" else self._update_adamw
-            waits += update(group, shards)
+            waits += update(group, shards, moving)
         for wait in waits:
             wait()
+
+    def allocate(self) -> None:
+        """Make all state now, and not in the first step, which would be a program of its own where
+        steps are compiled."""
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                self._muon_state(group)
+            else:
+                for param in group["params"]:
+                    self._adamw_state(param)
+
+    def _settings(self) -> list[list[Tensor]]:
+        """What moves from step to step, of each group, in the order that its update takes it."""
+        values = [
+            _muon_settings(group) if group["kind"] == "muon" else _adamw_settings(group, self.steps)
+            for group in self.param_groups
+        ]
+        tensors = iter(self.runtime.scalars([v for of_group in values for v in of_group]))
+        return [[next(tensors) for _ in of_group] for of_group in values]
 
     def _reduce(self, group: dict[str, Any]) -> list[sharding.Shard]:
         """Launch the averaging of a group's gradients over ranks."""
@@ -174,28 +189,18 @@ class MuonAdamW(torch.optim.Optimizer):
         return [sharding.reduce_scatter_mean(stacked, self.rank, self.world_size)]
 
     def _update_adamw(
-        self, group: dict[str, Any], shards: list[sharding.Shard]
+        self, group: dict[str, Any], shards: list[sharding.Shard], settings: list[Tensor]
     ) -> list[Callable[[], None]]:
         parts, states = [], []
         for param in group["params"]:
-            part = self._own_rows(param) if self._is_sharded(param) else param
-            state = self.state[param]
-            if not state:
-                state["mean"] = torch.zeros_like(part)
-                state["square"] = torch.zeros_like(part)
-            parts.append(part)
-            states.append(state)
+            parts.append(self._own_rows(param) if self._is_sharded(param) else param)
+            states.append(self._adamw_state(param))
         self._adamw(
             parts,
             [s.part for s in shards],
             [s["mean"] for s in states],
             [s["square"] for s in states],
-            self._scalar("step", self.steps),
-            self._scalar("lr", group["lr"]),
-            self._scalar("beta1", group["betas"][0]),
-            self._scalar("beta2", group["betas"][1]),
-            self._scalar("eps", group["eps"]),
-            self._scalar("weight_decay", group["weight_decay"]),
+            *settings,
         )
         return [
             sharding.all_gather(param.data, part, self.world_size)
@@ -204,12 +209,11 @@ class MuonAdamW(torch.optim.Optimizer):
         ]
 
     def _update_muon(
-        self, group: dict[str, Any], shards: list[sharding.Shard]
+        self, group: dict[str, Any], shards: list[sharding.Shard], settings: list[Tensor]
     ) -> list[Callable[[], None]]:
         blocks: list[MatrixBlock] = group["blocks"]
         (shard,) = shards
         own = self._own_blocks(blocks)
-        rows, columns = shard.whole.shape[-2:]
         params = self._stack([b.of(b.param) for b in own], whole=False)
         state = self._muon_state(group)
         if own:
@@ -218,11 +222,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 shard.part[: len(own)],
                 state["momentum"],
                 state["variance"],
-                self._scalar("beta", group["momentum"]),
-                self._scalar("lr", group["lr"] * max(1.0, rows / columns) ** 0.5),
-                self._scalar("weight_decay", group["weight_decay"]),
-                self._scalar("beta2", group["beta2"]),
-                self.product_dtype,
+                *settings,
+                product_dtype=self.product_dtype,
             )
         if self.world_size == 1:
             torch._foreach_copy_([b.of(b.param) for b in blocks], list(params))
@@ -239,6 +240,15 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_copy_(targets, list(shard.whole[: len(blocks)]))
 
         return [copy_back]
+
+    @torch.no_grad()
+    def _adamw_state(self, param: Tensor) -> dict[str, Tensor]:
+        state = self.state[param]
+        if not state:
+            part = self._own_rows(param) if self._is_sharded(param) else param
+            state["mean"] = torch.zeros_like(part)
+            state["square"] = torch.zeros_like(part)
+        return state
 
     def _muon_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
         blocks: list[MatrixBlock] = group["blocks"]
@@ -350,11 +360,18 @@ def _adamw_updates(
         adamw_update(param, grad, mean, square, *settings)
 
 
+def _adamw_settings(group: Mapping[str, Any], step: int) -> list[float]:
+    beta1, beta2 = group["betas"]
+    return [float(step), group["lr"], beta1, beta2, group["eps"], group["weight_decay"]]
+
+
+def _muon_settings(group: Mapping[str, Any]) -> list[float]:
+    first: MatrixBlock = group["blocks"][0]
+    lr = group["lr"] * max(1.0, first.rows / first.param.size(1)) ** 0.5
+    return [group["momentum"], lr, group["weight_decay"], group["beta2"]]
+
+
 def _grad(param: nn.Parameter) -> Tensor:
     if param.grad is None:
         return torch.zeros_like(param)
     return param.grad
-
-
-def _compiled(function: Callable[..., None], compile: bool) -> Callable[..., None]:
-    return torch.compile(function, dynamic=False, fullgraph=True) if compile else function

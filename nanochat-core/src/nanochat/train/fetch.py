@@ -17,9 +17,10 @@ Tag = TypeVar("Tag")
 class LateFetch(Generic[Tag]):
     """A queue of tensors on their way to the host, each with a tag.
 
-    On a device that works asynchronously `put` starts a copy behind the work queued so far, and
-    `take` waits for the oldest copy alone, not for what was queued after it. Elsewhere `put` takes
-    the values at once. Times are taken where the work is done: on the device, if it has a clock.
+    On a device that works behind the host `put` starts a copy after the work queued so far, where
+    there is pinned memory to copy into, and `take` waits for the oldest tensor alone, not for what
+    was queued after it. Elsewhere `put` takes the values at once. Times are taken where the work is
+    done: on the device, if it has a clock; else when the host has the values.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -33,7 +34,7 @@ class LateFetch(Generic[Tag]):
     @property
     def ready(self) -> bool:
         """True if `take` would not hold up the device: something younger is queued behind it."""
-        return len(self._queue) > (1 if self._runtime.pinned else 0)
+        return len(self._queue) > (1 if self._runtime.queues else 0)
 
     def begin(self) -> None:
         """Count the next tensor's seconds from here, not from the one before it."""
@@ -44,6 +45,8 @@ class LateFetch(Generic[Tag]):
         if self._runtime.pinned:
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
+        elif self._runtime.queues:
+            host = tensor
         else:
             host = tensor.to("cpu", copy=True)
         self._queue.append((tag, host, _Moment(self._runtime)))
@@ -52,9 +55,12 @@ class LateFetch(Generic[Tag]):
         """The oldest's tag, its values, and the seconds since the one before it was finished."""
         tag, host, finished = self._queue.popleft()
         finished.wait()
+        values: list[float] = host.tolist()
+        if host.device.type != "cpu":
+            finished = _Moment(self._runtime)
         seconds = finished.since(self._last) if self._last is not None else 0.0
         self._last = finished
-        return tag, host.tolist(), max(seconds, 1e-9)
+        return tag, values, max(seconds, 1e-9)
 
 
 class _Moment:

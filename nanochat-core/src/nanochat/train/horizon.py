@@ -47,8 +47,8 @@ def plan_horizon(
     """Derive the horizon.
 
     `scaling_params` counts the matrices and the output layer, which scaling laws fit best;
-    `reference_params` the same for the reference depth; `micro_batch` is the tokens that all ranks
-    take at a time. Raises UsageError if the batch is not a multiple of it.
+    `reference_params` the same for the reference depth; `micro_batch` is the tokens that all
+    devices take at a time. Raises UsageError if the batch is not a multiple of it.
     """
     growth = scaling_params / reference_params
     batch = total_batch_size

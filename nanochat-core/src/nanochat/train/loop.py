@@ -145,17 +145,14 @@ class Loop:
 
     def _update(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Forward and backward of each micro-batch, then the optimiser. Returns the mean loss."""
-        total = torch.zeros((), device=self.runtime.device)
-        for inputs, targets in micro_batches:
-            with self.quantization.context():
-                loss = self.call(inputs, targets)
-            # Each backward pass adds to the gradients: the mean is taken here.
-            loss = loss / len(micro_batches)
-            loss.backward()
-            total += loss.detach()
+        total = self.runtime.accumulate_gradients(self._forward, micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        with self.quantization.context():
+            return self.call(inputs, targets)
 
     def _should_stop(self) -> bool:
         if self.runtime.world_size == 1:

@@ -107,7 +107,7 @@ class Reports:
         batches = validation_batches(
             config.data_path(),
             self._tokenizer,
-            batch_size=config.device_batch_size,
+            batch_size=config.device_batch_size * self._runtime.devices,
             sequence_len=config.max_seq_len,
             tokens=config.eval_tokens,
             rank=self._runtime.rank,

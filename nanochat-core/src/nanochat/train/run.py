@@ -81,17 +81,18 @@ def _train(
         check_same(resume.meta, model.config, tokenizer.fingerprint, horizon)
 
     runtime.seed(config.seed)
-    model.initialize(runtime.device)
+    runtime.materialize(model)
     optimizer = build_optimizer(
         model, optimizer_settings(config, horizon), runtime, compile=config.compile
     )
+    optimizer.allocate()
     meter, start, position = Meter(), 0, None
     if resume is not None and source is not None:
         meter = restore(source, model, optimizer, runtime)
         start, position = int(resume.meta["step"]), resume.meta["data"]
     # Linear layers are swapped after loading: checkpoints know nothing of quantization.
     swapped = plan.quantization.backend.prepare(model, may_quantize)
-    call = runtime.compile_model(model) if config.compile else model
+    call = runtime.compile_model(model) if config.compile else runtime.call_model(model)
 
     progress = stack.enter_context(Progress(every=config.log_every, quiet=not first))
     stop = stack.enter_context(
@@ -107,7 +108,7 @@ def _train(
     loader = TrainLoader(
         config.data_path(),
         tokenizer,
-        batch_size=config.device_batch_size,
+        batch_size=config.device_batch_size * runtime.devices,
         sequence_len=config.max_seq_len,
         rank=runtime.rank,
         world_size=runtime.world_size,
@@ -249,7 +250,7 @@ def build_model(
         target_flops=config.target_flops,
         target_param_data_ratio=config.target_param_data_ratio,
         total_batch_size=config.total_batch_size,
-        micro_batch=config.device_batch_size * config.max_seq_len * runtime.world_size,
+        micro_batch=config.device_batch_size * config.max_seq_len * runtime.all_devices,
         weight_decay=config.weight_decay,
     )
     return model, horizon
@@ -276,6 +277,6 @@ def may_quantize(name: str, module: nn.Module) -> bool:
 
 
 def peak_flops(plan: Plan, runtime: Runtime) -> float | None:
-    """Of all ranks. Quantized runs are measured against it too, so that runs can be compared."""
+    """Of all devices. Quantized runs are measured against it too, so that runs can be compared."""
     peak = plan.device.backend.peak_flops(plan.target, plan.dtype)
-    return None if peak is None else peak * runtime.world_size
+    return None if peak is None else peak * runtime.all_devices

@@ -119,7 +119,7 @@ def check_same(
 
 def restore(source: Path, model: GPT, optimizer: MuonAdamW, runtime: Runtime) -> Meter:
     """Put a checkpoint into a model and its optimiser. Raises NanochatError if it does not fit."""
-    loaded = checkpoint.load(source, runtime.device)
+    loaded = checkpoint.load(source, runtime.load_device)
     try:
         model.load_state_dict(loaded.model)
     except RuntimeError as error:

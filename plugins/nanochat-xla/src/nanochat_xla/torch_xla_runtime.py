@@ -1,0 +1,145 @@
+"""The runtime of torch_xla: one process drives all chips of a host as one mesh."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch_xla
+import torch_xla.core.xla_model as xm
+import torch_xla.distributed.spmd as xs
+import torch_xla.runtime as xr
+from torch import Tensor, nn
+
+from nanochat.backend import Target
+from nanochat.errors import UsageError
+from nanochat.runtime import Runtime, Step
+from nanochat_xla.per_device import AXIS, PerDevice, mean, shared_out, whole
+
+
+class TorchXlaRuntime(Runtime):
+    """All chips of this host. Operations are recorded, and run when a step ends as one program.
+
+    A batch is split over the chips by rows; weights and the state of the optimiser are whole on
+    each. Sharing the state out among them (ZeRO, arXiv:1910.02054) by annotations makes the
+    partitioner of libtpu 0.0.21 abort on this step.
+    """
+
+    @classmethod
+    def start(cls, target: Target, dtype: torch.dtype) -> TorchXlaRuntime:
+        """Claim the chips. Raises UsageError if torch_xla finds others than were promised."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                "one process drives all TPU chips of a host, and several were started",
+                "Start without torchrun",
+            )
+        if target.count > 1:
+            xr.use_spmd()  # before anything else asks for a device
+        expected = os.environ.get("PJRT_DEVICE", "TPU")
+        found, count = xr.device_type(), xr.global_runtime_device_count()
+        if found != expected or (found == "TPU") != (target.kind == "tpu"):
+            raise UsageError(
+                f"torch_xla drives a {found} here and not the {expected} that was found",
+                f"Set PJRT_DEVICE={expected}, and see docs/tpu.md for the versions that fit",
+            )
+        if count != target.count:
+            raise UsageError(
+                f"torch_xla finds {count} devices where {target.count} were expected",
+                "Only the chips of one host are supported; set CPU_NUM_DEVICES for the processor",
+            )
+        return cls(torch_xla.device(), dtype, devices=count)
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, devices: int) -> None:
+        super().__init__(device, dtype, devices=devices)
+        self.mesh: xs.Mesh | None = None
+        if devices > 1:
+            self.mesh = xs.Mesh(np.arange(devices), (devices,), (AXIS,))
+        self._models: dict[nn.Module, PerDevice] = {}
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        torch_xla.manual_seed(seed)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """The rows shared out among the chips, or the whole on each where they do not divide."""
+        if self.mesh is None or tensor.dim() == 0 or tensor.size(0) % self.devices:
+            return self.place_whole(tensor)
+        return self._send(tensor, shared_out(tensor))
+
+    def place_whole(self, tensor: Tensor) -> Tensor:
+        return self._send(tensor, whole(tensor))
+
+    def _send(self, tensor: Tensor, partition: tuple[str | None, ...]) -> Tensor:
+        sharding = None
+        if self.mesh is not None and tensor.dim():
+            sharding = xs.ShardingSpec(self.mesh, partition)
+        (sent,) = xm.send_cpu_data_to_device([tensor.detach()], self.device, sharding)
+        return sent
+
+    @property
+    def queues(self) -> bool:
+        return xr.device_type() == "TPU"
+
+    @property
+    def static_shapes(self) -> bool:
+        return True
+
+    @property
+    def load_device(self) -> torch.device:
+        return torch.device("cpu")  # safetensors knows no device of a mesh
+
+    def materialize(self, model: Any) -> None:
+        """Draw the weights on the host, so that they are those of a CPU, and send them."""
+        model.initialize("cpu")
+        model.to(self.device)
+        if self.mesh is not None:
+            for tensor in (*model.parameters(), *model.buffers()):
+                xs.mark_sharding(tensor, self.mesh, whole(tensor))
+        torch_xla.sync()
+
+    def call_model(self, model: nn.Module) -> Callable[..., Any]:
+        return self._models.setdefault(model, PerDevice(model, self.mesh))
+
+    def compile_model(self, model: nn.Module) -> Callable[..., Any]:
+        """Not by itself: it becomes part of the step's program."""
+        return self.call_model(model)
+
+    def compile_update(self, update: Callable[..., None]) -> Callable[..., None]:
+        """Not by itself: it becomes part of the step's program."""
+        return update
+
+    def compile_step(self, step: Step) -> Step:
+        """One program; a value that the host would need in the middle of it is an error."""
+        return torch_xla.compile(step, full_graph=True)
+
+    def accumulate_gradients(
+        self, call: Callable[..., Tensor], micro_batches: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """See `Runtime.accumulate_gradients`; reduced over the chips once, at the end."""
+        losses = []
+        for inputs, targets in micro_batches:
+            loss = call(inputs, targets) / len(micro_batches)
+            loss.backward()
+            losses.append(loss.detach())
+        total = torch.stack(losses).sum()
+        for model in self._models.values():
+            model.collect()
+        return mean(total, self.mesh)
+
+    def scalars(self, values: Sequence[float]) -> list[Tensor]:
+        """On the device, sent as one tensor."""
+        return list(self.place_whole(torch.tensor(values, dtype=torch.float32)).unbind())
+
+    def synchronize(self) -> None:
+        torch_xla.sync()
+        xm.wait_device_ops()
+
+    def memory_peak(self) -> int | None:
+        """Of the fullest chip, as the runtime of the TPU counts it. The CPU's counts nothing."""
+        if xr.device_type() != "TPU":
+            return None
+        infos = [xm.get_memory_info(d) for d in xr.runtime_devices()]
+        return max(int(info["peak_bytes_used"]) for info in infos)
