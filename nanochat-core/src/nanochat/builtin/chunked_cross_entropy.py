@@ -30,8 +30,8 @@ from nanochat.fused.softmax_gradient import (
 )
 
 RECORDED = ("xla",)
-"""Kinds of torch devices that record a program. torch_xla 2.9 loses what an operator writes through a
-view of its own tensor; elsewhere that spares a copy."""
+"""Kinds of torch devices that record a program. torch_xla 2.9 loses what an operator writes through
+a view of its own tensor; elsewhere that spares a copy."""
 
 
 def linear_cross_entropy(
@@ -99,10 +99,7 @@ def _loss_and_gradients(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the row losses (float32, ()), and its gradients where they are needed."""
-    if hidden.device.type in RECORDED:
-        walk = _record_chunks
-    else:
-        walk = _fill_chunks
+    walk = _record_chunks if hidden.device.type in RECORDED else _fill_chunks
     losses, grad_hidden, grad_weight = walk(
         hidden, weight, targets, ignore_index, softcap, needs_hidden, needs_weight
     )
