@@ -129,6 +129,8 @@ class ProcessPool:
                     f"worker processes end as soon as they start (exit code {code})",
                     "Raise --max-memory or lower --workers",
                 )
+            again.extend(worker.courses)  # none of which it has touched
+            return
         if reason is None:
             timed_out = worker.process.exitcode == -getattr(signal, "SIGPROF", 0) != 0
             reason = "too_slow" if timed_out else "crashed"
