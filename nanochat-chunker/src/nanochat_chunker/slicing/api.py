@@ -2,12 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from nanochat_chunker.slicing.model import FileIndex, Root, Slice, SliceOptions
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.index import build
+from nanochat_chunker.slicing.ladder import documents
+from nanochat_chunker.slicing.model import FileIndex, Slice, SliceOptions
+from nanochat_chunker.slicing.project import Configured
 
 
 def index_file(path: str, text: str) -> FileIndex:
     """What slicing needs to know of one file. Pure; never raises for any text."""
-    return FileIndex(path, len(text))
+    try:
+        return build(path, text)
+    except Exception as error:  # noqa: BLE001 - one strange file must not end a run
+        return FileIndex(path, len(text), skipped=type(error).__name__)
 
 
 def slice_project(
@@ -21,7 +28,6 @@ def slice_project(
     `read_text` gives the text that `index_file` was given; `measure` the length of a text in the
     units of the budget. Raises what `read_text` raises.
     """
-    for file in sorted(files, key=lambda file: file.path):
-        text = read_text(file.path)
-        if text.strip() and measure(text) <= options.budget:
-            yield Slice(text, (Root(file.path, 1, file.path, "file"),), (file.path,), "file")
+    graph = Graph(Configured(files, read_text, options.project))
+    for path in sorted(graph.project.files):
+        yield from documents(graph, path, options, measure)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.preprocess import Event
+
 
 @dataclass(frozen=True)
 class FileIndex:
@@ -9,7 +12,13 @@ class FileIndex:
 
     path: str
     size: int = 0  # characters of its text
-    includes: tuple[str, ...] = ()
+    is_c: bool = False
+    items: tuple[Item, ...] = ()
+    cuts: tuple[tuple[int, int], ...] = ()  # spans that the configuration leaves out
+    events: tuple[Event, ...] = ()  # the directives of the configuration
+    unknown: frozenset[str] = frozenset()  # what may be macros of other files
+    once: bool = False  # has an include guard
+    skipped: str = ""  # why there are no items: objective_c, or what went wrong
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class SliceOptions:
     budget: int
     cross_depth: int = 3
     predefined: tuple[tuple[str, str], ...] = ()
+    project: str = ""  # its name: `#include <name/a.h>` may mean a.h of this project
 
 
 @dataclass(frozen=True)

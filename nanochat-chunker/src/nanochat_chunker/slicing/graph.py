@@ -1,0 +1,301 @@
+"""What each item of a project needs: its names resolved to other items, once for all documents."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.macros import Macro, expand
+from nanochat_chunker.slicing.parsing import parse
+from nanochat_chunker.slicing.project import Configured
+from nanochat_chunker.slicing.symbols import Symbols
+
+_NO_IDS: tuple[int, ...] = ()
+
+
+class Graph:
+    """Items by place in the project's order, with lazily resolved dependencies."""
+
+    def __init__(self, project: Configured) -> None:
+        self.project = project
+        self._context: dict[str, int] = {}
+        self.items: list[Item] = []
+        self.paths: list[str] = []
+        self.by_path: dict[str, list[int]] = defaultdict(list)
+        self.symbols = Symbols()
+        self.textual = self._textual()
+        for path, item in project.ordered():
+            if path in self.textual:
+                continue
+            self.by_path[path].append(len(self.items))
+            self.items.append(item)
+            self.paths.append(path)
+        self.bits = [project.bit[path] for path in self.paths]
+        for i, item in enumerate(self.items):
+            if item.kind == "call" and item.tail < 0:
+                self.items[i] = self._expanded(i, item)
+        for item in self.items:
+            self.symbols.add_namespaces(item)
+        for i, item in enumerate(self.items):
+            self.symbols.add(i, item)
+        self.directives = [i for i, item in enumerate(self.items) if item.kind == "directive"]
+        self._extra: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._decl: dict[int, tuple[int, ...]] = {}
+        self._body: dict[int, tuple[int, ...]] = {}
+        self._heads: dict[int, tuple[int, ...]] = {}
+
+    def _textual(self) -> frozenset[str]:
+        """Files that are only ever included within an item (lists for macros): no items of it."""
+        inner: set[str] = set()
+        outer: set[str] = set()
+        for path, file in self.project.files.items():
+            tops = {item.begin for item in file.items if item.kind == "include"}
+            for event in file.events:
+                if event.kind == "include":
+                    target = self.project.resolve(path, str(event.value), event.extra)
+                    if target is not None:
+                        (outer if event.start in tops else inner).add(target)
+        return frozenset(inner - outer)
+
+    def _expanded(self, i: int, item: Item) -> Item:
+        """A macro call with the names that its expansion declares."""
+        path = self.paths[i]
+        seen = self.context(path)
+
+        def lookup(name: str) -> Macro | None:
+            return self.project.macro(name, seen)
+
+        name = item.uses[0] if item.uses else ""
+        if not any(self.project.defines(use) for use in item.uses):
+            return item
+        code = self.project.text(path)[item.begin : item.end]
+        expanded = expand(code, lookup)
+        if expanded == code:
+            return item
+        inner = parse(expanded, expanded, lookup).items
+        names = [name for part in inner for name in part.names if not part.owner]
+        uses = set(item.uses)
+        for part in inner:
+            uses.update(part.uses)
+            uses.update(part.body_uses)
+            for member in part.members:
+                uses.update(member.uses)
+                uses.update(member.body_uses)
+        return Item(
+            "call", item.start, item.begin, item.end, item.scope, tuple(dict.fromkeys(names)),
+            "", -1, tuple(sorted(uses)), (), (), item.flags | {"expanded"},
+        )  # fmt: skip
+
+    def context(self, path: str) -> int:
+        """The files that a file sees itself, and through the one that first includes it."""
+        seen = self._context.get(path)
+        if seen is not None:
+            return seen
+        seen = 0
+        at: str | None = path
+        guard: set[str] = set()
+        while at is not None and at not in guard:
+            guard.add(at)
+            seen |= self.project.closure[at]
+            at = self.project.parent.get(at)
+        self._context[path] = seen
+        return seen
+
+    def sees(self, path: str, j: int) -> bool:
+        return bool(self.project.closure[path] >> self.bits[j] & 1)
+
+    def declaration(self, i: int) -> tuple[int, ...]:
+        """What the declaration of an item needs; of a class, with its members declared."""
+        found = self._decl.get(i)
+        if found is None:
+            item = self.items[i]
+            names = set(item.uses)
+            for member in _flatten(item.members):
+                names.update(member.uses)
+                if member.needs_body:
+                    names.update(member.body_uses)
+            if item.kind in ("call", "enum", "class") or item.needs_body:
+                names.update(item.body_uses)
+            if "inner" in item.flags:
+                names.update(self._inner_names(i))
+            if item.owner:
+                names.add(item.owner)
+            found = self._decl[i] = self.resolve(i, names)
+        return found
+
+    def body(self, i: int) -> tuple[int, ...]:
+        """What the bodies of an item need beyond its declaration."""
+        found = self._body.get(i)
+        if found is None:
+            item = self.items[i]
+            names = set(item.body_uses)
+            for member in _flatten(item.members):
+                names.update(member.body_uses)
+            found = self._body[i] = self.resolve(i, names)
+        return found
+
+    def resolve_head(self, i: int) -> tuple[int, ...]:
+        """What the head of a class names, its members aside."""
+        found = self._heads.get(i)
+        if found is None:
+            found = self._heads[i] = self.resolve(i, self.items[i].uses)
+        return found
+
+    def _inner_names(self, i: int) -> set[str]:
+        item, path = self.items[i], self.paths[i]
+        names: set[str] = set()
+        for event in self.project.files[path].events:
+            if event.kind == "include" and item.begin < event.start < item.end:
+                target = self.project.resolve(path, str(event.value), event.extra)
+                if target is not None:
+                    for inner in self.project.files[target].items:
+                        names.update(inner.uses)
+                        names.update(inner.body_uses)
+        return names
+
+    def resolve(self, i: int, names: Iterable[str]) -> tuple[int, ...]:
+        """The items that `names` mean where item `i` stands."""
+        item, path = self.items[i], self.paths[i]
+        symbols, items = self.symbols, self.items
+        qualifier = item.qualifier
+        if item.owner:
+            qualifier = symbols.owner_of(item)
+        extra = self.extra_namespaces(path, qualifier, i)
+        closure = self.project.closure[path]
+        context = -1
+        bits = self.bits
+        found: set[int] = set()
+        todo = list(names)
+        done = set(todo)
+        while todo:
+            name = todo.pop()
+            if name[0] == ".":
+                continue
+            first = name.partition("::")[0] if "::" in name else name
+            if first in symbols.macros:
+                macro = self._macro_before(first, i, closure)
+                if macro < 0:
+                    if context < 0:
+                        context = self.context(path)
+                    macro = self._macro_before(first, i, context)
+                if macro >= 0:
+                    found.add(macro)
+                    for use in items[macro].uses:
+                        if use not in done:
+                            done.add(use)
+                            todo.append(use)
+                    continue
+            groups = symbols.candidates(name, qualifier, extra)
+            chosen: list[int] = []
+            for group in groups:
+                chosen = [j for j in group if closure >> bits[j] & 1]
+                if chosen:
+                    break
+            if not chosen and groups:
+                if context < 0:
+                    context = self.context(path)
+                for group in groups:
+                    chosen = [j for j in group if context >> bits[j] & 1]
+                    if chosen:
+                        break
+            if not chosen and "::" not in name:
+                chosen = [j for j in symbols.by_last_name(name) if closure >> bits[j] & 1]
+            if chosen:
+                for j in self._choose(i, chosen):
+                    if j != i:
+                        found.add(j)
+                    kind = items[j].kind
+                    if kind == "namespace" and "::" in name:
+                        target = next((u for u in items[j].uses if u != first), "")
+                        rest = f"{target}::{name.partition('::')[2]}"
+                        if rest not in done:
+                            done.add(rest)
+                            todo.append(rest)
+        return tuple(sorted(found))
+
+    def _macro_before(self, name: str, i: int, seen: int) -> int:
+        best = -1
+        for j in self.symbols.macros[name]:
+            if seen >> self.bits[j] & 1 and (j < i or best < 0):
+                if j > i and self.bits[j] != self.bits[i]:
+                    continue
+                best = j
+        return best
+
+    def _choose(self, i: int, ids: list[int]) -> list[int]:
+        """Of the items of one name those that a use at `i` needs."""
+        items = self.items
+        if len(ids) == 1:
+            return ids
+        before = [j for j in ids if j < i]
+        by_kind: dict[str, list[int]] = defaultdict(list)
+        for j in ids:
+            item = items[j]
+            if "special" in item.flags and item.kind in ("class", "function", "prototype"):
+                continue
+            by_kind[item.kind].append(j)
+        if not by_kind:
+            return ids
+        chosen: list[int] = []
+        classes, forwards = by_kind.get("class", []), by_kind.get("forward", [])
+        early = [j for j in classes if j < i]
+        if classes or forwards:
+            if early:
+                chosen.append(early[-1])
+            else:
+                chosen.extend([j for j in forwards if j < i][-1:] or forwards[:1])
+                chosen.extend(classes[:1])
+        prototypes, functions = by_kind.get("prototype", []), by_kind.get("function", [])
+        ready = [j for j in prototypes if j < i]
+        if ready:
+            chosen.extend(ready)
+            chosen.extend(j for j in functions if items[j].needs_body)
+        else:
+            chosen.extend([j for j in functions if j < i] or prototypes + functions)
+        externs, variables = by_kind.get("extern", []), by_kind.get("variable", [])
+        if [j for j in externs if j < i]:
+            chosen.append(externs[0])
+        else:
+            chosen.extend(variables or externs)
+        for kind in ("enum", "alias", "using", "namespace", "call"):
+            chosen.extend(by_kind.get(kind, ()))
+        del before
+        return chosen
+
+    def extra_namespaces(self, path: str, qualifier: str, i: int) -> tuple[str, ...]:
+        """Namespaces that using-directives open where an item stands."""
+        key = (path, qualifier)
+        found = self._extra.get(key)
+        if found is None:
+            seen = self.context(path)
+            names = []
+            for j in self.directives:
+                directive = self.items[j]
+                if not seen >> self.bits[j] & 1:
+                    continue
+                scope = directive.qualifier
+                if scope and not (qualifier + "::").startswith(scope + "::"):
+                    continue
+                names.append(self.namespace_named(directive.names[0], scope))
+            found = self._extra[key] = tuple(dict.fromkeys(name for name in names if name))
+        return found
+
+    def namespace_named(self, name: str, scope: str) -> str:
+        """The qualified project namespace that `name` means in `scope`, or ''."""
+        name = name.removeprefix("::")
+        while True:
+            qualified = f"{scope}::{name}" if scope else name
+            if qualified in self.symbols.namespaces:
+                return qualified
+            if not scope:
+                return ""
+            scope = scope.rpartition("::")[0]
+
+
+def _flatten(members: tuple[Item, ...]) -> Iterable[Item]:
+    for member in members:
+        yield member
+        if member.members:
+            yield from _flatten(member.members)
+
+
+Read = Callable[[str], str]

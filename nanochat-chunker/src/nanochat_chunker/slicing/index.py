@@ -1,0 +1,74 @@
+"""Indexing one file: preprocess, parse, and put directives among the items."""
+
+import re
+
+from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.macros import Lookup, Macro
+from nanochat_chunker.slicing.model import FileIndex
+from nanochat_chunker.slicing.names import names_in
+from nanochat_chunker.slicing.parsing import parse
+from nanochat_chunker.slicing.preprocess import Event, is_c, predefined_for, preprocess
+
+_OBJECTIVE_C = re.compile(r"^[ \t]*@(?:interface|implementation|protocol|class|import)\b", re.MULTILINE)
+
+
+def build(path: str, text: str, known: Lookup | None = None) -> FileIndex:
+    """The index of a file, with the macros of what was included before it, where they are known."""
+    if "@" in text and _OBJECTIVE_C.search(text):
+        return FileIndex(path, len(text), skipped="objective_c")
+    prepared = preprocess(path, text, known)
+    local: dict[str, Macro] = {}
+    for event in prepared.events:
+        if event.kind == "define" and isinstance(event.value, Macro):
+            local[event.value.name] = event.value
+    predefined = predefined_for(path)
+
+    def lookup(name: str) -> Macro | None:
+        found = local.get(name)
+        if found is None and known is not None:
+            found = known(name)
+        return found if found is not None else predefined(name)
+
+    parsed = parse(text, prepared.clean, lookup)
+    return FileIndex(
+        path,
+        len(text),
+        is_c=is_c(path),
+        items=tuple(_merge(parsed.items, prepared.events)),
+        cuts=tuple(prepared.cuts),
+        events=tuple(prepared.events),
+        unknown=frozenset(parsed.unknown - local.keys()),
+        once=bool(prepared.guard) or prepared.pragma_once,
+    )
+
+
+def _merge(items: list[Item], events: list[Event]) -> list[Item]:
+    """Directives outside of items become items of their own."""
+    merged: list[Item] = []
+    i = 0
+    for event in events:
+        if event.kind == "if":
+            continue
+        while i < len(items) and items[i].end <= event.start:
+            merged.append(items[i])
+            i += 1
+        if i < len(items) and items[i].begin < event.start:
+            if event.kind == "include":
+                items[i].flags |= {"inner"}
+            continue
+        merged.append(_directive(event))
+    merged.extend(items[i:])
+    return merged
+
+
+def _directive(event: Event) -> Item:
+    value = event.value
+    if isinstance(value, Macro):
+        uses = tuple(name for name in names_in(_code(value.body)) if name not in (value.params or ()))
+        return Item("define", event.start, event.start, event.end, names=(value.name,), uses=uses)
+    flags = frozenset(("angle",)) if event.kind == "include" and event.extra else frozenset[str]()
+    return Item(event.kind, event.start, event.start, event.end, names=(value,), flags=flags)
+
+
+def _code(body: str) -> str:
+    return re.sub(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'', '""', body)
