@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.index import build
-from nanochat_chunker.slicing.ladder import documents
+from nanochat_chunker.slicing.ladder import Ladder
 from nanochat_chunker.slicing.model import FileIndex, Slice, SliceOptions
 from nanochat_chunker.slicing.project import Configured
 
@@ -29,5 +29,6 @@ def slice_project(
     units of the budget. Raises what `read_text` raises.
     """
     graph = Graph(Configured(files, read_text, options.project))
+    ladder = Ladder(graph, options, measure)
     for path in sorted(graph.project.files):
-        yield from documents(graph, path, options, measure)
+        yield from ladder.documents(path)

@@ -36,7 +36,9 @@ _PURE = re.compile(r"=\s*(?:0|default|delete)\b[^=]*$")
 _NAMESPACE = re.compile(r"(?:^|\s)(inline\s+)?namespace\b([^;{}=]*)$")
 _EXTERN_C = re.compile(r'\bextern\s*"[^"]*"\s*$')
 _REQUIRES_END = re.compile(r"\brequires\s*(?:\(\)\s*)?$")
-_FUNCTION_POINTER = re.compile(r"\(\s*(?:[\w:]+\s*)?(?:\w+::\s*)?[*&^]+\s*(?:const\s+)?([A-Za-z_]\w*)")
+_FUNCTION_POINTER = re.compile(
+    r"\(\s*(?:[\w:]+\s*)?(?:\w+::\s*)?[*&^]+\s*(?:const\s+)?([A-Za-z_]\w*)"
+)
 
 
 class Head(NamedTuple):
@@ -237,7 +239,9 @@ def simple(head: str, raw: str) -> Declared:
         return Declared("alias", (found[0],) if found else (), flags=flags)
     forward = _forward(plain)
     if forward:
-        return Declared("forward", (forward.rpartition("::")[2],), forward.rpartition("::")[0], flags)
+        return Declared(
+            "forward", (forward.rpartition("::")[2],), forward.rpartition("::")[0], flags
+        )
     if not assigns(parts) or _PURE.search(plain):
         function = function_of(parts)
         if function is not None:
@@ -304,7 +308,9 @@ def _variable_names(plain: str, raw: str) -> tuple[tuple[str, ...], str]:
     owner = re.search(r"((?:[A-Za-z_]\w*\s*::\s*)+)[A-Za-z_]\w*\s*(?:\[\]\s*|\(\)\s*)*$", head)
     names = declarators(plain if assign is None or "," in plain[assign.end() :] else head)
     # `a = f(x), b`: what follows a comma may be an expression; only plain names count.
-    prefix = re.sub(r"\s+", "", owner[1]).strip(":") if owner is not None and " " in head.strip() else ""
+    prefix = (
+        re.sub(r"\s+", "", owner[1]).strip(":") if owner is not None and " " in head.strip() else ""
+    )
     return names, prefix
 
 

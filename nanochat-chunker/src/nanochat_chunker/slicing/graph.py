@@ -9,7 +9,8 @@ from nanochat_chunker.slicing.parsing import parse
 from nanochat_chunker.slicing.project import Configured
 from nanochat_chunker.slicing.symbols import Symbols
 
-_NO_IDS: tuple[int, ...] = ()
+_TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
+_MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 
 class Graph:
@@ -33,6 +34,7 @@ class Graph:
         for i, item in enumerate(self.items):
             if item.kind == "call" and item.tail < 0:
                 self.items[i] = self._expanded(i, item)
+        self.qualifiers = [item.qualifier for item in self.items]
         for item in self.items:
             self.symbols.add_namespaces(item)
         for i, item in enumerate(self.items):
@@ -42,6 +44,10 @@ class Graph:
         self._decl: dict[int, tuple[int, ...]] = {}
         self._body: dict[int, tuple[int, ...]] = {}
         self._heads: dict[int, tuple[int, ...]] = {}
+        self._companions: dict[int, tuple[int, ...]] = {}
+        self._types: dict[int, tuple[int, ...]] = {}
+        self._sizes: dict[tuple[int, str], int] = {}
+        self._operators: dict[int, list[int]] | None = None
 
     def _textual(self) -> frozenset[str]:
         """Files that are only ever included within an item (lists for macros): no items of it."""
@@ -140,6 +146,75 @@ class Graph:
             found = self._heads[i] = self.resolve(i, self.items[i].uses)
         return found
 
+    def types(self, j: int) -> tuple[int, ...]:
+        """The types of the project that a declaration names, those in a class's members aside."""
+        found = self._types.get(j)
+        if found is None:
+            item = self.items[j]
+            ids = self.resolve_head(j) if item.kind == "class" else self.declaration(j)
+            found = self._types[j] = tuple(k for k in ids if self.items[k].kind in _TYPES)
+        return found
+
+    def companions(self, i: int) -> tuple[int, ...]:
+        """What no name asks for once `i` is there.
+
+        Specialisations, operators of a type, nested classes defined out of line, the definition
+        of what was declared forward.
+        """
+        found = self._companions.get(i)
+        if found is None:
+            item = self.items[i]
+            found = ()
+            if item.names and item.kind in ("class", "function", "prototype", "forward", "enum"):
+                found = tuple(dict.fromkeys(self._find_companions(i, item)))
+            self._companions[i] = found
+        return found
+
+    def _find_companions(self, i: int, item: Item) -> Iterable[int]:
+        symbols, items = self.symbols, self.items
+        prefix = self.qualifiers[i] + "::" if self.qualifiers[i] else ""
+        name = prefix + item.names[0]
+        yield from (j for j in symbols.special.get(name, ()) if j != i)
+        if item.kind == "forward":
+            for j in symbols.table.get(name, ()):
+                if items[j].kind in ("class", "enum") and "special" not in items[j].flags:
+                    yield j
+        if item.kind == "class":
+            yield from (j for j in symbols.members.get(name, ()) if items[j].kind == "class")
+        if self._operators is None:
+            self._operators = defaultdict(list)
+            for j in symbols.operators:
+                for k in self.types(j):
+                    self._operators[k].append(j)
+        yield from self._operators.get(i, ())
+
+    def bodies(self, j: int) -> tuple[int, ...]:
+        """The definitions of a function that is declared at `j`."""
+        item = self.items[j]
+        if item.owner or not item.names:
+            return ()
+        prefix = self.qualifiers[j] + "::" if self.qualifiers[j] else ""
+        found = tuple(
+            k
+            for k in self.symbols.table.get(prefix + item.names[0], ())
+            if self.items[k].kind == "function"
+        )
+        return found if len(found) <= _MAX_BODIES else ()
+
+    def size(self, i: int, level: str) -> int:
+        """The length of an item's text at a level, about: what is cut out is not known here."""
+        found = self._sizes.get((i, level))
+        if found is None:
+            item = self.items[i]
+            found = item.end - item.start
+            if level != "full":
+                if item.kind == "function" and item.tail >= 0:
+                    found = item.tail - item.start + 1
+                else:
+                    found -= _bodies(item.members)
+            self._sizes[i, level] = found
+        return found
+
     def _inner_names(self, i: int) -> set[str]:
         item, path = self.items[i], self.paths[i]
         names: set[str] = set()
@@ -156,7 +231,7 @@ class Graph:
         """The items that `names` mean where item `i` stands."""
         item, path = self.items[i], self.paths[i]
         symbols, items = self.symbols, self.items
-        qualifier = item.qualifier
+        qualifier = self.qualifiers[i]
         if item.owner:
             qualifier = symbols.owner_of(item)
         extra = self.extra_namespaces(path, qualifier, i)
@@ -289,6 +364,16 @@ class Graph:
             if not scope:
                 return ""
             scope = scope.rpartition("::")[0]
+
+
+def _bodies(members: tuple[Item, ...]) -> int:
+    total = 0
+    for member in members:
+        if member.members:
+            total += _bodies(member.members)
+        elif member.kind == "function" and member.tail >= 0 and not member.needs_body:
+            total += member.end - member.tail - 1
+    return total
 
 
 def _flatten(members: tuple[Item, ...]) -> Iterable[Item]:

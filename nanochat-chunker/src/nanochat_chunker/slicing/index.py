@@ -9,7 +9,9 @@ from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.parsing import parse
 from nanochat_chunker.slicing.preprocess import Event, is_c, predefined_for, preprocess
 
-_OBJECTIVE_C = re.compile(r"^[ \t]*@(?:interface|implementation|protocol|class|import)\b", re.MULTILINE)
+_OBJECTIVE_C = re.compile(
+    r"^[ \t]*@(?:interface|implementation|protocol|class|import)\b", re.MULTILINE
+)
 
 
 def build(path: str, text: str, known: Lookup | None = None) -> FileIndex:
@@ -64,7 +66,9 @@ def _merge(items: list[Item], events: list[Event]) -> list[Item]:
 def _directive(event: Event) -> Item:
     value = event.value
     if isinstance(value, Macro):
-        uses = tuple(name for name in names_in(_code(value.body)) if name not in (value.params or ()))
+        uses = tuple(
+            name for name in names_in(_code(value.body)) if name not in (value.params or ())
+        )
         return Item("define", event.start, event.start, event.end, names=(value.name,), uses=uses)
     flags = frozenset(("angle",)) if event.kind == "include" and event.extra else frozenset[str]()
     return Item(event.kind, event.start, event.start, event.end, names=(value,), flags=flags)

@@ -2,81 +2,102 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from nanochat_chunker.slicing.closure import Closure, Detail, close
+from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
-from nanochat_chunker.slicing.rendering import paths_of, render
+from nanochat_chunker.slicing.rendering import Renderer, paths_of
 
 _TAKEN_ALONG = frozenset("include define undef using directive namespace access other".split())
+_ROOM = 0.5  # of the budget that one root may take before members lose their bodies
 
 
 def rungs(options: SliceOptions) -> list[Detail]:
-    found = [Detail(f"bodies {options.cross_depth} calls deep", options.cross_depth, "full")]
-    if options.cross_depth > 1:
-        found.append(Detail("bodies of direct callees", 1, "full"))
-    if options.cross_depth > 0:
-        found.append(Detail("callees declared", 0, "full"))
-    found.append(Detail("members declared", 0, "declared"))
+    """From the most detail to the least."""
+    deep = options.cross_depth
+    found = [Detail(f"bodies up to {deep} calls away", deep, FULL)]
+    if deep > 1:
+        found.append(Detail("bodies of direct callees", 1, FULL))
+    if deep > 0:
+        found.append(Detail("callees declared", 0, FULL))
+    found.append(Detail("members declared", 0, DECLARED))
     return found
 
 
-def documents(
-    graph: Graph, path: str, options: SliceOptions, measure: Callable[[str], int]
-) -> Iterator[Slice]:
-    """The documents whose roots are the definitions of one file."""
-    ids = [i for i in graph.by_path.get(path, ()) if graph.items[i].kind != "include"]
-    roots = [i for i in ids if graph.items[i].kind not in _TAKEN_ALONG]
-    if not roots:
-        return
-    ladder = rungs(options)
-    for detail in ladder:
-        closure = close(graph, ids, path, detail)
-        text = render(graph, closure)
-        if measure(text) <= options.budget:
-            yield _slice(graph, roots, closure, text, "file, " + detail.name)
+class Ladder:
+    """Makes the documents of a project's files."""
+
+    def __init__(
+        self, graph: Graph, options: SliceOptions, measure: Callable[[str], int]
+    ) -> None:
+        self._graph = graph
+        self._measure = measure
+        self._budget = options.budget
+        self._rungs = rungs(options)
+        self._renderer = Renderer(graph)
+
+    def documents(self, path: str) -> Iterator[Slice]:
+        """Those whose roots are the definitions of one file: one where it fits, else several."""
+        graph = self._graph
+        ids = [i for i in graph.by_path.get(path, ()) if graph.items[i].kind != "include"]
+        roots = [i for i in ids if graph.items[i].kind not in _TAKEN_ALONG]
+        if not roots:
             return
-    yield from _parts(graph, path, roots, options, measure, ladder)
+        text = graph.project.text(path)
+        limit = self._budget * len(text) / max(1, self._measure(text))  # in characters
+        for detail in self._rungs:
+            closure = Closure(graph, path, detail)
+            closure.add(ids)
+            if closure.size > limit:
+                continue
+            slice_ = self._write(closure, roots, "file, " + detail.name)
+            if slice_ is not None:
+                yield slice_
+                return
+        definitions = [i for i in roots if graph.items[i].kind in DEFINITIONS]
+        yield from self._parts(path, definitions or roots, limit)
 
+    def _parts(self, path: str, roots: Sequence[int], limit: float) -> Iterator[Slice]:
+        """Documents of as many neighbouring roots as fit."""
+        at = 0
+        while at < len(roots):
+            for detail in self._rungs[-2:]:
+                closure = Closure(self._graph, path, detail)
+                closure.add(roots[at : at + 1])
+                if closure.size <= limit * _ROOM:
+                    break
+            if closure.size > limit:
+                at += 1
+                continue
+            stop = at + 1
+            while stop < len(roots):
+                saved = closure.save()
+                closure.add(roots[stop : stop + 1])
+                if closure.size > limit * 0.95:
+                    closure.restore(saved)
+                    break
+                stop += 1
+            while True:
+                slice_ = self._write(closure, roots[at:stop], "part, " + closure.detail.name)
+                if slice_ is not None or stop == at + 1:
+                    break
+                stop = at + max(1, (stop - at) * 3 // 4)
+                closure = Closure(self._graph, path, closure.detail)
+                closure.add(roots[at:stop])
+            if slice_ is not None:
+                yield slice_
+            at = stop
 
-def _parts(
-    graph: Graph,
-    path: str,
-    roots: Sequence[int],
-    options: SliceOptions,
-    measure: Callable[[str], int],
-    ladder: list[Detail],
-) -> Iterator[Slice]:
-    """Documents of as many neighbouring roots as fit, by halving."""
-    todo = [list(roots)]
-    while todo:
-        group = todo.pop()
-        if not any(graph.items[i].kind in DEFINITIONS for i in group) and len(group) < len(roots):
-            continue
-        for detail in ladder if len(group) == 1 else ladder[-1:]:
-            closure = close(graph, group, path, detail)
-            text = render(graph, closure)
-            if measure(text) <= options.budget:
-                yield _slice(graph, group, closure, text, "part, " + detail.name)
-                break
-        else:
-            if len(group) > 1:
-                half = len(group) // 2
-                todo.append(group[half:])
-                todo.append(group[:half])
-
-
-def _slice(
-    graph: Graph, roots: Sequence[int], closure: Closure, text: str, rung: str
-) -> Slice:
-    found = []
-    for i in roots:
-        item = graph.items[i]
-        if item.kind in DEFINITIONS:
-            found.append(root_of(graph, i))
-    if not found:
-        found = [root_of(graph, i) for i in roots[:1]]
-    return Slice(text, tuple(found), paths_of(graph, closure), rung)
+    def _write(self, closure: Closure, roots: Sequence[int], rung: str) -> Slice | None:
+        graph = self._graph
+        level = closure.finished()
+        text = self._renderer.render(level, roots)
+        if self._measure(text) > self._budget:
+            return None
+        found = [root_of(graph, i) for i in roots if graph.items[i].kind in DEFINITIONS]
+        if not found:
+            found = [root_of(graph, roots[0])]
+        return Slice(text, tuple(found), paths_of(graph, level), rung)
 
 
 def root_of(graph: Graph, i: int) -> Root:

@@ -135,9 +135,7 @@ def _substitute(
         for k, part in enumerate(last):
             joined.extend(([","] if k else []) + part)
         arguments = [*arguments[: len(params) - 1], joined]
-    by_name = {
-        name: arguments[k] if k < len(arguments) else [] for k, name in enumerate(params)
-    }
+    by_name = {name: arguments[k] if k < len(arguments) else [] for k, name in enumerate(params)}
     body = _TOKEN.findall(macro.body)
     out: list[str] = []
     for k, token in enumerate(body):

@@ -76,7 +76,9 @@ class _Parser:
             collapsed = []
             initialised = -1
 
-        def add(declared: Declared, stop_at: int, tail: int = -1, members: list[Item] | None = None) -> None:
+        def add(
+            declared: Declared, stop_at: int, tail: int = -1, members: list[Item] | None = None
+        ) -> None:
             nonlocal begin
             item = self._item(declared, previous, begin, stop_at, tail, scope, owner, members)
             items.append(item)
@@ -394,7 +396,13 @@ class _Parser:
         if found is None:
             return False
         name = found[1]
-        if name == owner or name in ("static_assert", "alignas", "decltype", "__attribute__", "asm"):
+        if name == owner or name in (
+            "static_assert",
+            "alignas",
+            "decltype",
+            "__attribute__",
+            "asm",
+        ):
             return False
         macro = self.lookup(name)
         if macro is not None and macro.params is not None:
@@ -436,7 +444,11 @@ class _Parser:
                 return i + 1, at[i] + 1
             if kind[i] in "([{" and partner[i] >= 0:
                 between = self.clean[at[close] + 1 : at[i]]
-                if kind[i] == "{" and "=" not in between and not re.fullmatch(r"\s*\w*\s*", between):
+                if (
+                    kind[i] == "{"
+                    and "=" not in between
+                    and not re.fullmatch(r"\s*\w*\s*", between)
+                ):
                     break
                 i = partner[i] + 1
                 continue
@@ -449,7 +461,9 @@ class _Parser:
         segment = clean[begin:position]
         if ":" not in segment:
             return -1
-        for found in re.finditer(r"\)\s*(?:noexcept\s*(?:\([^()]*\))?\s*|try\s*)*(:)(?!:)", segment):
+        for found in re.finditer(
+            r"\)\s*(?:noexcept\s*(?:\([^()]*\))?\s*|try\s*)*(:)(?!:)", segment
+        ):
             place = begin + found.start(1)
             # Outside of parentheses: count is cheap, heads are short.
             before = clean[begin:place]

@@ -153,7 +153,11 @@ class Configured:
 
     def _value(self, expression: str, lookup: Callable[[str], Macro | None]) -> bool:
         if expression.startswith("defined(") and expression.endswith(")"):
-            return is_defined(expression[8:-1], lookup) if expression.count("(") == 1 else evaluate(expression, lookup)
+            return (
+                is_defined(expression[8:-1], lookup)
+                if expression.count("(") == 1
+                else evaluate(expression, lookup)
+            )
         return evaluate(expression, lookup)
 
     def _shapes(self, name: str) -> bool:

@@ -1,79 +1,106 @@
 """Writing the items of a document as one file."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from nanochat_chunker.slicing.closure import FULL, Closure
+from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.configuration import STANDARD_HEADERS
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item, Scope
 
-_DIRECTIVES = frozenset(("define", "undef", "include"))
-_FUNCTION_TYPES = ("function", "prototype")
+_MAX_KEPT = 64_000_000  # characters of items' texts
 
 
-def render(graph: Graph, closure: Closure) -> str:
-    """The document of `closure`: system includes, then its items in the project's order."""
-    ids = sorted(i for i in closure.level if graph.items[i].kind != "include")
-    out = list(includes(graph, ids, closure))
-    scope: Scope = ()
-    defined: set[str] = set()
-    last = -2
-    for i in ids:
-        item = graph.items[i]
-        if item.kind in _DIRECTIVES:
-            name = item.names[0]
-            if item.kind == "define":
-                if name in defined:
-                    out.append(f"#undef {name}\n")
-                defined.add(name)
-            else:
-                defined.discard(name)
-            out.append(_text(graph, i, FULL).strip("\n") + "\n")
-            continue
-        if item.scope != scope:
-            _switch(out, scope, item.scope)
-            scope = item.scope
-        elif out and i != last + 1:
-            out.append("\n")
-        text = _text(graph, i, closure.level[i])
-        out.append(text.strip("\n") + "\n")
-        last = i
-    _switch(out, scope, ())
-    return "".join(out)
+class Renderer:
+    """Writes documents; the texts of items are kept, for they return in many documents."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._texts: dict[tuple[int, str], str] = {}
+        self._kept = 0
+        self._external = {path: _external(graph, path) for path in graph.project.files}
+
+    def render(self, level: Mapping[int, str], roots: Iterable[int]) -> str:
+        """System includes, then the items in the order given, in their scopes."""
+        items = self._graph.items
+        ids = [i for i in level if items[i].kind != "include"]
+        out = self._includes(ids, roots)
+        scope: Scope = ()
+        defined: set[str] = set()
+        last = -2
+        for i in ids:
+            item = items[i]
+            if item.kind == "define" or item.kind == "undef":
+                name = item.names[0]
+                if item.kind == "define":
+                    if name in defined:
+                        out.append(f"#undef {name}\n")
+                    defined.add(name)
+                else:
+                    defined.discard(name)
+            elif item.scope != scope:
+                _switch(out, scope, item.scope)
+                scope = item.scope
+            elif i != last + 1 and out:
+                out.append("\n")
+            out.append(self._text(i, level[i]))
+            last = i
+        _switch(out, scope, ())
+        return "".join(out)
+
+    def _text(self, i: int, level: str) -> str:
+        text = self._texts.get((i, level))
+        if text is None:
+            text = _text(self._graph, i, level).strip("\n") + "\n"
+            if self._kept > _MAX_KEPT:
+                self._texts.clear()
+                self._kept = 0
+            self._texts[i, level] = text
+            self._kept += len(text)
+        return text
+
+    def _includes(self, ids: Sequence[int], roots: Iterable[int]) -> list[str]:
+        """The includes that stay: those of no file of the project."""
+        graph = self._graph
+        project = graph.project
+        paths = dict.fromkeys(graph.paths[i] for i in ids)
+        root_paths = {graph.paths[i] for i in roots}
+        seen = 0
+        for path in paths:
+            seen |= project.closure[path]
+        if not any(seen >> project.bit[path] & 1 and self._external[path] for path in paths):
+            for path in paths:
+                seen |= graph.context(path)
+        c_only = all(path.endswith((".c", ".h")) for path in paths) and any(
+            path.endswith(".c") for path in root_paths
+        )
+        lines: dict[str, None] = {}
+        for path, found in self._external.items():
+            if not found or not seen >> project.bit[path] & 1:
+                continue
+            for target, angle in found:
+                if target in STANDARD_HEADERS:
+                    if not c_only or target.endswith(".h"):
+                        lines[f"#include <{target}>\n"] = None
+                elif path in root_paths or (path in paths and angle):
+                    lines[f"#include <{target}>\n" if angle else f'#include "{target}"\n'] = None
+        return [*lines, "\n"] if lines else []
 
 
-def paths_of(graph: Graph, closure: Closure) -> tuple[str, ...]:
+def paths_of(graph: Graph, level: Mapping[int, str]) -> tuple[str, ...]:
     """The files that gave items, in order of appearance."""
-    return tuple(dict.fromkeys(graph.paths[i] for i in sorted(closure.level)))
+    return tuple(dict.fromkeys(graph.paths[i] for i in level))
 
 
-def includes(graph: Graph, ids: Iterable[int], closure: Closure) -> Iterable[str]:
-    """The includes that stay: those of no file of the project."""
-    project = graph.project
-    paths = dict.fromkeys(graph.paths[i] for i in ids)
-    roots = {graph.paths[i] for i in closure.roots}
-    seen = 0
-    for path in paths:
-        seen |= graph.context(path)
-    lines: dict[str, None] = {}
-    for path in project.files:
-        if not seen >> project.bit[path] & 1:
-            continue
-        for item in project.files[path].items:
-            if item.kind != "include":
-                continue
-            target = item.names[0]
+def _external(graph: Graph, path: str) -> tuple[tuple[str, bool], ...]:
+    """The includes of a file that mean none of the project."""
+    found = []
+    for item in graph.project.files[path].items:
+        if item.kind == "include" and not item.names[0].startswith("/"):
             angle = "angle" in item.flags
-            if project.resolve(path, target, angle) is not None or target.startswith("/"):
-                continue
-            if target in STANDARD_HEADERS:
-                lines[f"#include <{target}>\n"] = None
-            elif path in roots or (path in paths and angle):
-                lines[f"#include <{target}>\n" if angle else f'#include "{target}"\n'] = None
-    if lines:
-        yield from lines
-        yield "\n"
+            if graph.project.resolve(path, item.names[0], angle) is None:
+                found.append((item.names[0], angle))
+    return tuple(found)
 
 
 def _switch(out: list[str], old: Scope, new: Scope) -> None:
@@ -126,9 +153,7 @@ def _inline(graph: Graph, path: str, item: Item, drops: list[tuple[int, int, str
                 drops.append((event.start, event.end, whole.strip("\n")))
 
 
-def cut(
-    graph: Graph, path: str, start: int, end: int, drops: list[tuple[int, int, str]]
-) -> str:
+def cut(graph: Graph, path: str, start: int, end: int, drops: list[tuple[int, int, str]]) -> str:
     """text[start:end] without what the configuration leaves out, with `drops` replaced."""
     text = graph.project.text(path)
     cuts = graph.project.files[path].cuts
