@@ -19,10 +19,9 @@ from nanochat_chunker.execution.jobs import (
     Restart,
     Result,
 )
-from nanochat_chunker.execution.make import EXECUTORS, make_pool
+from nanochat_chunker.execution.make import make_pool
 
 __all__ = [
-    "EXECUTORS",
     "Done",
     "Event",
     "Failure",

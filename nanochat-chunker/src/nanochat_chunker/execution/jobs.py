@@ -30,7 +30,8 @@ class Job:
     """`task`, a function of a module, over `items`; `key` is the caller's.
 
     `restart`: a result depends on the items before, so a failed item makes the job begin again
-    without it, rather than go on after it.
+    without it, rather than go on after it. `shared` is a part of the payload that many jobs have
+    in common, for pools without a disk in common: the task finds it as the payload's `material`.
     """
 
     key: Any
@@ -38,6 +39,7 @@ class Job:
     payload: Any
     items: Sequence[Any]
     restart: bool = False
+    shared: Any = None
 
 
 class Result(NamedTuple):
@@ -74,6 +76,8 @@ Event = Result | Failure | Restart | Done
 
 class Pool(Protocol):
     """Runs jobs, taking them from `jobs` as it has room. Events of several jobs are mixed."""
+
+    shares_disk: bool  # whether what this process writes can be read where tasks run
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Event]: ...
 

@@ -2,13 +2,11 @@
 
 from nanochat_chunker.execution.jobs import Limits, Pool
 
-EXECUTORS = ("processes", "serial", "ray")
-
 
 def make_pool(
     executor: str, *, workers: int, limits: Limits, ray_address: str | None = None
 ) -> Pool:
-    """One of `EXECUTORS`. Raises `UsageError` where Ray is asked for and not installed."""
+    """One of `settings.EXECUTORS`. Raises `UsageError` where Ray is asked for and not installed."""
     if executor == "serial":
         from nanochat_chunker.execution.serial import SerialPool
 

@@ -5,6 +5,7 @@ handled as on one machine; if an actor or its machine is lost, its job is given 
 are read by the actors: their paths must mean the same on every machine.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,8 @@ _TRIES = 4  # machines may be lost; a job that loses so many is given up with th
 
 class RayPool:
     """`workers` actors of one core each on the cluster at `address`, or on this machine."""
+
+    shares_disk = False
 
     def __init__(self, workers: int, limits: Limits, address: str | None) -> None:
         try:
@@ -57,6 +60,7 @@ class RayPool:
         again: deque[tuple[Job, int]] = deque()
         idle = [self._actor_class.remote(self._limits) for _ in range(self._workers)]
         running: dict[Any, tuple[Any, Job, int]] = {}
+        shared: tuple[Any, Any] = (None, None)  # put into the cluster once for the jobs in a row
         try:
             while True:
                 while idle:
@@ -64,7 +68,11 @@ class RayPool:
                     if job is None:
                         break
                     actor = idle.pop()
-                    answer = actor.do.remote(job.task, job.payload, job.items, job.restart)
+                    if job.shared is not shared[0]:
+                        shared = (job.shared, self._ray.put(job.shared))
+                    answer = actor.do.remote(
+                        job.task, job.payload, job.items, job.restart, shared[1]
+                    )
                     running[answer] = (actor, job, tries)
                 if not running:
                     return
@@ -97,7 +105,11 @@ class RayWorker:
     def __init__(self, limits: Limits) -> None:
         self._pool = ProcessPool(1, limits)
 
-    def do(self, task: Any, payload: Any, items: Any, restart: bool) -> list[tuple[Any, ...]]:
+    def do(
+        self, task: Any, payload: Any, items: Any, restart: bool, shared: Any
+    ) -> list[tuple[Any, ...]]:
+        if shared is not None:
+            payload = dataclasses.replace(payload, material=shared)
         told: list[tuple[Any, ...]] = []
         for event in self._pool.run([Job(None, task, payload, items, restart)]):
             match event:

@@ -30,7 +30,7 @@ from nanochat_chunker.execution.attempt import (
 )
 from nanochat_chunker.execution.jobs import Done, Event, Job, Limits
 
-# A second job is sent ahead only if it fits into the pipe: else both ends could wait on each other.
+# A job is sent ahead only if it fits into the pipe: else both ends could wait on each other.
 _AHEAD_BYTES = 16 << 10
 # CPU time does not pass while a process waits for a dead network drive.
 _WALL_FACTOR = 10
@@ -40,6 +40,8 @@ _STARTS = 3  # processes that may die before their first word, until the pool gi
 
 class ProcessPool:
     """`workers` processes, started as they are needed, ended with the pool or its process."""
+
+    shares_disk = True
 
     def __init__(self, workers: int, limits: Limits) -> None:
         self._limits = limits
@@ -102,7 +104,7 @@ class ProcessPool:
                     yield worker.courses[0].result(step.place, step.value)
                 elif step.kind != "prepared":
                     course = worker.courses[0]
-                    worker.courses.popleft()
+                    worker.finish_first()
                     if step.kind == "end":
                         yield Done(course.job)
                     else:
@@ -168,20 +170,33 @@ class _Worker:
         self.courses: deque[Course] = deque()
         self.place = PREPARATION  # of the item that the process is at
         self.ready = False
-        self._sent_bytes = 0
+        self._held: bytes | None = None  # until the process reads again
         self._heard = time.monotonic()
 
     def takes_more(self) -> bool:
-        return len(self.courses) == 1 and self._sent_bytes <= _AHEAD_BYTES
+        return len(self.courses) == 1
 
     def send(self, course: Course) -> None:
         job = course.job
         message = pickle.dumps((job.task, job.payload, course.items()), pickle.HIGHEST_PROTOCOL)
-        if not self.courses:
+        self.courses.append(course)
+        if len(self.courses) == 1:
             self.place = PREPARATION
             self._heard = time.monotonic()
-        self.courses.append(course)
-        self._sent_bytes = len(message)
+        elif len(message) > _AHEAD_BYTES:
+            self._held = message
+            return
+        self._send(message)
+
+    def finish_first(self) -> None:
+        """The process is done with its first job."""
+        self.courses.popleft()
+        self.place = PREPARATION
+        if self._held is not None:
+            message, self._held = self._held, None
+            self._send(message)
+
+    def _send(self, message: bytes) -> None:
         with contextlib.suppress(ConnectionError):  # it has died: reading from it will say so
             self.pipe.send_bytes(message)
 

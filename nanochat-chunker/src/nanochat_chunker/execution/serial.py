@@ -13,6 +13,8 @@ from nanochat_chunker.execution.jobs import Done, Event, ItemError, Job, Limits
 class SerialPool:
     """Does each job at once. A time limit holds for Python code only; a crash is a crash."""
 
+    shares_disk = True
+
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
 
