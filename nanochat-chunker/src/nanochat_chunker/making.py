@@ -153,7 +153,7 @@ class _Material:
 @lru_cache(maxsize=1)
 def _material(order: SliceOrder) -> _Material:
     """Kept from job to job of one project."""
-    from nanochat_chunker._shim import ProjectSlicer
+    from nanochat_chunker.slicer import ProjectSlicer
     from nanochat_chunker.slicing import SliceOptions
 
     rows = order.material
