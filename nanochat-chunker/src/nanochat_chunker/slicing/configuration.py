@@ -141,6 +141,30 @@ STANDARD_HEADERS = frozenset(
     "experimental/string_view".split()
 )
 
+_PLATFORM = re.compile(
+    r"(?:\w+_)?(?:(?:PLATFORM|OS|TARGET|LIB_IO|PORT)_(?:POSIX|LINUX|UNIX)|OS_FAMILY_UNIX)$"
+)
+_HAVE_HEADER = re.compile(r"(?:\w+_)?HAVE_(\w+)_H$")
+_HAVE_FUNCTION = re.compile(
+    r"HAVE_(?:MMAP|GETTIMEOFDAY|STRERROR_R|SNPRINTF|VSNPRINTF|STRTOLL|STRTOULL|PTHREAD|PTHREADS"
+    r"|FDATASYNC|FALLOCATE|CLOCK_GETTIME|NANOSLEEP|STDINT|INTTYPES|LONG_LONG|MEMMOVE|MEMSET"
+    r"|STRDUP|GETPAGESIZE|SYSCONF|BUILTIN_EXPECT|BUILTIN_CTZ|BUILTIN_PREFETCH|ATTRIBUTE_\w+"
+    r"|FUNC_MMAP|FUNC_SYSCONF|VISIBILITY|O_CLOEXEC|UNISTD|SYS_UIO|RWLOCK)$"
+)
+
+
+def from_build_system(name: str) -> Macro | None:
+    """A macro that no file defines, as a build on Linux would: platforms, headers that are there."""
+    if _PLATFORM.match(name):
+        return Macro(name, None, "1")
+    found = _HAVE_HEADER.match(name)
+    if found is not None:
+        header = found[1].lower()
+        if f"{header}.h" in STANDARD_HEADERS or f"{header.replace('_', '/')}.h" in STANDARD_HEADERS:
+            return Macro(name, None, "1")
+    return Macro(name, None, "1") if _HAVE_FUNCTION.match(name) else None
+
+
 _DEFINED = re.compile(r"\bdefined\s*(?:\(\s*([A-Za-z_]\w*)\s*\)|([A-Za-z_]\w*))")
 _HAS = re.compile(
     r"\b__has_(include|include_next|cpp_attribute|attribute|builtin|feature|extension|warning"

@@ -1,15 +1,19 @@
 """What each item of a project needs: its names resolved to other items, once for all documents."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.macros import Macro, expand
+from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.parsing import parse
 from nanochat_chunker.slicing.project import Configured
 from nanochat_chunker.slicing.symbols import Symbols
 
 _TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
+_MAX_CALLS = 200  # different calls of one macro that are expanded within one item
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 
@@ -43,6 +47,7 @@ class Graph:
         self._extra: dict[tuple[str, str], tuple[str, ...]] = {}
         self._decl: dict[int, tuple[int, ...]] = {}
         self._body: dict[int, tuple[int, ...]] = {}
+        self.pasting = self._pasting()
         self._heads: dict[int, tuple[int, ...]] = {}
         self._companions: dict[int, tuple[int, ...]] = {}
         self._types: dict[int, tuple[int, ...]] = {}
@@ -258,7 +263,13 @@ class Graph:
                         if use not in done:
                             done.add(use)
                             todo.append(use)
-                    continue
+                    if macro in self.pasting:
+                        for use in self._pasted(i, first, context if context >= 0 else closure):
+                            if use not in done:
+                                done.add(use)
+                                todo.append(use)
+                    if "function" not in items[macro].flags:
+                        continue
             groups = symbols.candidates(name, qualifier, extra)
             chosen: list[int] = []
             for group in groups:
@@ -286,6 +297,51 @@ class Graph:
                             done.add(rest)
                             todo.append(rest)
         return tuple(sorted(found))
+
+    def _pasting(self) -> frozenset[int]:
+        """Macros that make names with `##`, themselves or through another."""
+        symbols, items = self.symbols, self.items
+        found = {
+            j for ids in symbols.macros.values() for j in ids if "pastes" in items[j].flags
+        }
+        names = {items[j].names[0] for j in found}
+        while True:
+            more = {
+                j
+                for ids in symbols.macros.values()
+                for j in ids
+                if j not in found and not names.isdisjoint(items[j].uses)
+            }
+            if not more:
+                return frozenset(found)
+            found |= more
+            names.update(items[j].names[0] for j in more)
+
+    def _pasted(self, i: int, name: str, seen: int) -> set[str]:
+        """The names that calls of a pasting macro within item `i` expand to."""
+        item = self.items[i]
+        text = self.project.text(self.paths[i])
+        code = text[item.begin : item.end]
+
+        def lookup(word: str) -> Macro | None:
+            return self.project.macro(word, seen)
+
+        names: set[str] = set()
+        if item.kind == "define":
+            return names
+        calls = set()
+        for found in re.finditer(rf"\b{name}\s*\(", code):
+            depth = 0
+            for end in re.finditer(r"[()]", code[found.start() : found.start() + 2000]):
+                depth += 1 if end.group() == "(" else -1
+                if depth == 0:
+                    calls.add(code[found.start() : found.start() + end.end()])
+                    break
+            if len(calls) >= _MAX_CALLS:
+                break
+        for call in sorted(calls):
+            names.update(names_in(blank_literals(expand(call, lookup))))
+        return names
 
     def _macro_before(self, name: str, i: int, seen: int) -> int:
         best = -1

@@ -67,12 +67,22 @@ def _directive(event: Event) -> Item:
     value = event.value
     if isinstance(value, Macro):
         uses = tuple(
-            name for name in names_in(_code(value.body)) if name not in (value.params or ())
+            name for name in names_in(blank_literals(value.body)) if name not in (value.params or ())
         )
-        return Item("define", event.start, event.start, event.end, names=(value.name,), uses=uses)
-    flags = frozenset(("angle",)) if event.kind == "include" and event.extra else frozenset[str]()
-    return Item(event.kind, event.start, event.start, event.end, names=(value,), flags=flags)
+        flags = frozenset(
+            (["function"] if value.params is not None else [])
+            + (["pastes"] if "##" in value.body else [])
+        )
+        return Item(
+            "define", event.start, event.start, event.end, names=(value.name,), uses=uses, flags=flags
+        )
+    angle = event.kind == "include" and event.extra
+    return Item(
+        event.kind, event.start, event.start, event.end, names=(value,),
+        flags=frozenset(("angle",) if angle else ()),
+    )  # fmt: skip
 
 
-def _code(body: str) -> str:
+def blank_literals(body: str) -> str:
+    """Code with its literals empty."""
     return re.sub(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'', '""', body)

@@ -9,7 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nanochat_chunker.slicing.configuration import PREDEFINED, evaluate, is_defined
+from nanochat_chunker.slicing.configuration import (
+    PREDEFINED,
+    evaluate,
+    from_build_system,
+    is_defined,
+)
 from nanochat_chunker.slicing.macros import Lookup, Macro, parse_define
 
 # Alternatives that open a literal or comment also match when it is never closed: nothing is looked
@@ -68,15 +73,19 @@ def is_c(path: str) -> bool:
     return path.endswith(".c")
 
 
+def _predefined(name: str) -> Macro | None:
+    return PREDEFINED.get(name) or (from_build_system(name) if "_" in name else None)
+
+
 def predefined_for(path: str) -> Lookup:
     """The macros that the compiler itself defines for a file of this name."""
     if not is_c(path):
-        return PREDEFINED.get
+        return _predefined
 
     def look(name: str) -> Macro | None:
         if name in _C_ABSENT or name.startswith("__cpp_"):
             return None
-        return _C_MACROS.get(name) or PREDEFINED.get(name)
+        return _C_MACROS.get(name) or _predefined(name)
 
     return look
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from nanochat_chunker.includes import Include, Resolver
-from nanochat_chunker.slicing.configuration import STANDARD_HEADERS, evaluate, is_defined
+from nanochat_chunker.slicing.configuration import PREDEFINED, STANDARD_HEADERS, evaluate, is_defined
 from nanochat_chunker.slicing.index import build
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.macros import Macro
@@ -42,6 +42,12 @@ class Configured:
         self.parent: dict[str, str] = {}
         self._definers: dict[str, list[tuple[int, Macro | None]]] = defaultdict(list)
         self._seen = 0
+        self._defined = {  # by some file: no business of the build system's
+            event.value.name
+            for file in self.files.values()
+            for event in file.events
+            if event.kind == "define" and isinstance(event.value, Macro)
+        } - PREDEFINED.keys()
         for path in self._roots():
             if path not in self.closure:
                 self._visit(path)
@@ -112,7 +118,9 @@ class Configured:
 
             def lookup(name: str) -> Macro | None:
                 found = self.macro(name, self._seen)
-                return found if found is not None else predefined(name)  # noqa: B023
+                if found is None and name not in self._defined:
+                    found = predefined(name)  # noqa: B023
+                return found
 
             descend = False
             while position < len(file.events):
