@@ -6,6 +6,7 @@ variables called `token`, and version numbers.
 """
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,6 +22,7 @@ _PRIVATE_KEY = re.compile(
     r"-----END[A-Z ]{0,40} PRIVATE KEY",
     re.DOTALL,
 )
+_TOKEN = frozenset(string.ascii_letters + string.digits + "_-+/=")
 _LOCAL_PART = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}\Z")
 _DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,24}\b")
 
@@ -55,10 +57,21 @@ class Redactor:
     def _secrets(self, text: str) -> Iterator[Span]:
         for name, pattern in self._patterns:
             for match in pattern.finditer(text):
-                groups = [match.span(i) for i in range(1, pattern.groups + 1)]
-                for start, stop in groups or [match.span()]:
-                    if start < stop:
-                        yield start, stop, name, _SECRET
+                yield (*_secret_in(match), name, _SECRET)
+
+
+def _secret_in(match: re.Match[str]) -> tuple[int, int]:
+    """The span of the secret. A group may hold all of it, or only its prefix, as `ghp` does."""
+    groups = [span for i in range(1, match.re.groups + 1) if (span := match.span(i))[0] >= 0]
+    if not groups:
+        return match.span()
+    text = match.string
+    start, stop = min(groups)[0], max(stop for _, stop in groups)
+    while start > match.start() and text[start - 1] in _TOKEN:
+        start -= 1
+    while stop < match.end() and text[stop] in _TOKEN:
+        stop += 1
+    return start, stop
 
 
 def _private_keys(text: str) -> Iterator[Span]:

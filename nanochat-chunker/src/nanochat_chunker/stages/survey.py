@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_chunker import __version__
+from nanochat_chunker.errors import UsageError
 from nanochat_chunker.execution import Done, Failure, Job, Pool, Restart, Result
 from nanochat_chunker.files import Entry, Project, Tree, find_projects, walk
 from nanochat_chunker.includes import Resolver
@@ -97,6 +98,9 @@ def _add(corpus: Corpus, project: Surveyed, tree: Tree) -> None:
 
 
 def _from_records(settings: Settings, pool: Pool, work: Path) -> Corpus:
+    for path in settings.inputs:
+        if "://" not in path and not Path(path).is_file():
+            raise UsageError(f"no file {path}", "Check the paths given to --inputs")
     paths = local_copies(sorted(settings.inputs), work)
     names = tuple(Path(path).name.split(".")[0] for path in sorted(settings.inputs))
     task = Scan(paths, names, settings.max_file_bytes, settings.extensions)
