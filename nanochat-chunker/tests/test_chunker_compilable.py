@@ -15,7 +15,8 @@ import pytest
 import nanochat_chunker
 from nanochat_chunker.cli import main
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(nanochat_chunker.__file__).parents[1])}
+PYTHON_PATH = [str(Path(nanochat_chunker.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, PYTHON_PATH))}
 COMMAND = [sys.executable, "-m", "nanochat_chunker"]
 
 
@@ -191,3 +192,17 @@ def test_a_changed_file_is_read_again_after_a_kill(make, tmp_path, monkeypatch):
     assert "int changed(" in text
     assert "int legs0(const Base" in text  # zoo1's
     assert text.count("\n") == 2 * 5
+
+
+@pytest.mark.parametrize("flags", [[], ["--compilable"]])
+def test_ray_gives_the_same_bytes(make, tmp_path, flags):
+    pytest.importorskip("ray", reason="ray is not installed (the extra ray)")
+    folder = make(zoo(3, 8))
+    common = ["--project-dirs", str(folder), "--max-tokens", "400", *flags]
+    assert main([*common, "--output", str(tmp_path / "here"), "--executor", "serial"]) == 0
+    arguments = [*COMMAND, *common, "--output", str(tmp_path / "ray"), "--executor", "ray"]
+    done = subprocess.run(
+        [*arguments, "--workers", "2"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
