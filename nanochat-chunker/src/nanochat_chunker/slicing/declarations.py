@@ -41,6 +41,12 @@ _FUNCTION_POINTER = re.compile(
 )
 
 
+_STATEMENT = re.compile(
+    r"(?:if|for|while|return|switch|do|else|case|break|continue|goto|throw|delete)\b"
+    r"|(?:std\s*::\s*)?[A-Za-z_]\w*\s*(?:\[\]\s*|\(\)\s*)?(?:<<|>>|[-+*/|&^%]?=(?!=)|\.|->|\+\+|--)"
+)
+
+
 class Head(NamedTuple):
     """`plain` has no operators, template arguments nor attributes left in it."""
 
@@ -219,6 +225,8 @@ def simple(head: str, raw: str) -> Declared:
         return Declared("namespace", (found[0],) if found else ())
     if text.startswith(("static_assert", "_Static_assert", "asm", "__asm")):
         return Declared("assert", ())
+    if text.startswith(("module", "export", "import ")):
+        return Declared("other", ())
     if text.startswith("friend"):
         return Declared("friend", ())
     instantiation = re.match(r"(?:extern\s+)?template\s+(?!<)\w", text)
@@ -312,6 +320,12 @@ def _variable_names(plain: str, raw: str) -> tuple[tuple[str, ...], str]:
         re.sub(r"\s+", "", owner[1]).strip(":") if owner is not None and " " in head.strip() else ""
     )
     return names, prefix
+
+
+def is_statement(head: str) -> bool:
+    """Whether it can only stand in a function: `cout << x`, `x = 3`, `if ()`."""
+    found = _STATEMENT.match(head)
+    return found is not None and not head[found.start() : found.end()].isupper()
 
 
 def is_requires(head: str) -> bool:

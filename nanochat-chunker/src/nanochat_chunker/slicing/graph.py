@@ -3,9 +3,10 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from nanochat_chunker.slicing.index import blank_literals
-from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.items import Frame, Item
 from nanochat_chunker.slicing.macros import Macro, expand
 from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.parsing import parse
@@ -28,11 +29,13 @@ class Graph:
         self.by_path: dict[str, list[int]] = defaultdict(list)
         self.symbols = Symbols()
         self.textual = self._textual()
-        for path, item in project.ordered():
+        for path, item, outer in project.ordered():
             if path in self.textual:
                 continue
+            if outer:
+                item = replace(item, scope=outer + item.scope)
             self.by_path[path].append(len(self.items))
-            self.items.append(item)
+            self.items.append(self._scoped(item))
             self.paths.append(path)
         self.bits = [project.bit[path] for path in self.paths]
         for i, item in enumerate(self.items):
@@ -268,27 +271,30 @@ class Graph:
                             if use not in done:
                                 done.add(use)
                                 todo.append(use)
-                    if "function" not in items[macro].flags:
-                        continue
+                    body = self._chain_of(macro)
+                    if body and "::" in name:
+                        rest = f"{body}::{name.partition('::')[2]}"
+                        if rest not in done:
+                            done.add(rest)
+                            todo.append(rest)
             groups = symbols.candidates(name, qualifier, extra)
             chosen: list[int] = []
             for group in groups:
-                chosen = [j for j in group if closure >> bits[j] & 1]
-                if chosen:
+                chosen = [j for j in group if closure >> bits[j] & 1 and j != i]
+                if chosen and not all("special" in items[j].flags for j in chosen):
                     break
-            if not chosen and groups:
+            if groups and all("special" in items[j].flags for j in chosen):
                 if context < 0:
                     context = self.context(path)
                 for group in groups:
-                    chosen = [j for j in group if context >> bits[j] & 1]
+                    chosen = [j for j in group if context >> bits[j] & 1 and j != i]
                     if chosen:
                         break
             if not chosen and "::" not in name:
                 chosen = [j for j in symbols.by_last_name(name) if closure >> bits[j] & 1]
             if chosen:
                 for j in self._choose(i, chosen):
-                    if j != i:
-                        found.add(j)
+                    found.add(j)
                     kind = items[j].kind
                     if kind == "namespace" and "::" in name:
                         target = next((u for u in items[j].uses if u != first), "")
@@ -297,6 +303,26 @@ class Graph:
                             done.add(rest)
                             todo.append(rest)
         return tuple(sorted(found))
+
+    def _chain_of(self, macro: int) -> str:
+        """The name that a macro stands for, where it is one: `#define NAMESPACE rocksdb`."""
+        item = self.items[macro]
+        if "function" in item.flags or len(item.uses) != 1:
+            return ""
+        return item.uses[0]
+
+    def _scoped(self, item: Item) -> Item:
+        """An item whose namespaces are not named by macros."""
+        if any(self.project.defines(frame.name) for frame in item.scope if frame.name):
+            item.scope = tuple(self._frame(frame) for frame in item.scope)
+        return item
+
+    def _frame(self, frame: Frame) -> Frame:
+        name = frame.name
+        macro = self.project.macro(name, -1) if name else None
+        if macro is None or macro.params is not None or not macro.body:
+            return frame
+        return Frame(frame.opener.replace(name, macro.body), macro.body)
 
     def _pasting(self) -> frozenset[int]:
         """Macros that make names with `##`, themselves or through another."""
@@ -323,10 +349,14 @@ class Graph:
         text = self.project.text(self.paths[i])
         code = text[item.begin : item.end]
 
-        def lookup(word: str) -> Macro | None:
-            return self.project.macro(word, seen)
-
         names: set[str] = set()
+
+        def lookup(word: str) -> Macro | None:
+            macro = self.project.macro(word, seen)
+            if macro is not None:
+                names.add(word)
+            return macro
+
         if item.kind == "define":
             return names
         calls = set()
@@ -357,7 +387,6 @@ class Graph:
         items = self.items
         if len(ids) == 1:
             return ids
-        before = [j for j in ids if j < i]
         by_kind: dict[str, list[int]] = defaultdict(list)
         for j in ids:
             item = items[j]
@@ -389,7 +418,6 @@ class Graph:
             chosen.extend(variables or externs)
         for kind in ("enum", "alias", "using", "namespace", "call"):
             chosen.extend(by_kind.get(kind, ()))
-        del before
         return chosen
 
     def extra_namespaces(self, path: str, qualifier: str, i: int) -> tuple[str, ...]:

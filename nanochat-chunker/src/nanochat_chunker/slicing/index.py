@@ -1,12 +1,13 @@
 """Indexing one file: preprocess, parse, and put directives among the items."""
 
 import re
+from bisect import bisect_right
 
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.macros import Lookup, Macro
 from nanochat_chunker.slicing.model import FileIndex
 from nanochat_chunker.slicing.names import names_in
-from nanochat_chunker.slicing.parsing import parse
+from nanochat_chunker.slicing.parsing import Parsed, parse
 from nanochat_chunker.slicing.preprocess import Event, is_c, predefined_for, preprocess
 
 _OBJECTIVE_C = re.compile(
@@ -36,16 +37,20 @@ def build(path: str, text: str, known: Lookup | None = None) -> FileIndex:
         path,
         len(text),
         is_c=is_c(path),
-        items=tuple(_merge(parsed.items, prepared.events)),
+        items=tuple(_merge(parsed, prepared.events)),
         cuts=tuple(prepared.cuts),
         events=tuple(prepared.events),
         unknown=frozenset(parsed.unknown - local.keys()),
+        off=tuple(dict.fromkeys(prepared.off)),
+        fragment=any(item.kind == "statement" for item in parsed.items),
         once=bool(prepared.guard) or prepared.pragma_once,
     )
 
 
-def _merge(items: list[Item], events: list[Event]) -> list[Item]:
+def _merge(parsed: Parsed, events: list[Event]) -> list[Item]:
     """Directives outside of items become items of their own."""
+    items = parsed.items
+    places = [position for position, _ in parsed.scopes]
     merged: list[Item] = []
     i = 0
     for event in events:
@@ -57,8 +62,14 @@ def _merge(items: list[Item], events: list[Event]) -> list[Item]:
         if i < len(items) and items[i].begin < event.start:
             if event.kind == "include":
                 items[i].flags |= {"inner"}
+            elif isinstance(event.value, Macro):
+                items[i].body_uses += names_in(blank_literals(event.value.body))
             continue
-        merged.append(_directive(event))
+        directive = _directive(event)
+        if event.kind == "include":
+            place = bisect_right(places, event.start)
+            directive.scope = parsed.scopes[place - 1][1] if place else ()
+        merged.append(directive)
     merged.extend(items[i:])
     return merged
 

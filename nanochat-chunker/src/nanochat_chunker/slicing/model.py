@@ -17,6 +17,8 @@ class FileIndex:
     cuts: tuple[tuple[int, int], ...] = ()  # spans that the configuration leaves out
     events: tuple[Event, ...] = ()  # the directives of the configuration
     unknown: frozenset[str] = frozenset()  # what may be macros of other files
+    off: tuple[str, ...] = ()  # quoted includes that the configuration leaves out
+    fragment: bool = False  # holds statements outside of functions: part of another file
     once: bool = False  # has an include guard
     skipped: str = ""  # why there are no items: objective_c, or what went wrong
 

@@ -17,6 +17,7 @@ _STRUCTURE = re.compile(r"[{}()\[\];]")
 _SPACES = re.compile(r"\s*")
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*$")
 _ACCESS = re.compile(r"\s*(?:(?:public|protected|private|signals|Q_SIGNALS)(?:\s+\w+)?\s*:(?!:))")
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _BARE = re.compile(r"([A-Za-z_]\w*)[ \t]*(?=\n)")
 _AFTER_BODY = re.compile(r"\s*(?:catch\b|,)")
 _SCOPE_TEXT = re.compile(
@@ -33,6 +34,7 @@ class Parsed:
 
     items: list[Item] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
+    scopes: list[tuple[int, Scope]] = field(default_factory=list)  # from a position on
 
 
 def parse(text: str, clean: str, lookup: Lookup) -> Parsed:
@@ -69,6 +71,12 @@ class _Parser:
         collapsed: list[str] = []  # the head up to `seen`, parentheses empty
         seen = start
         initialised = -1  # where the `:` of a constructor's initialisers may begin
+
+        def rescope() -> None:
+            nonlocal scope
+            scope = tuple(frames)
+            if owner is None:
+                self.parsed.scopes.append((at[i], scope))
 
         def reset(position: int) -> None:
             nonlocal begin, collapsed, seen, previous, initialised
@@ -110,7 +118,7 @@ class _Parser:
                                 frames.append(frame)
                             elif frames:
                                 frames.pop()
-                        scope = tuple(frames)
+                        rescope()
                         reset(bare.end())
                     elif what == "call":
                         add(Declared("call", (), flags=("bare",)), bare.end())
@@ -133,7 +141,7 @@ class _Parser:
                                 frames.append(frame)
                             elif frames:
                                 frames.pop()
-                        scope = tuple(frames)
+                        rescope()
                         reset(at[close] + 1)
                     elif ends:
                         add(Declared("call", ()), at[close] + 1)
@@ -154,7 +162,7 @@ class _Parser:
                     add(Declared("other", ()), position)
                 if frames:
                     frames.pop()
-                    scope = tuple(frames)
+                    rescope()
                 reset(position + 1)
                 i += 1
                 continue
@@ -171,7 +179,7 @@ class _Parser:
                 if opened is not None:
                     if frames is not None:
                         frames.append(Frame(*opened))
-                        scope = tuple(frames)
+                        rescope()
                     reset(position + 1)
                     i += 1
                     continue
@@ -282,6 +290,8 @@ class _Parser:
             last = members[-1].end
             outside.append(clean[last:end])
             uses = names_in(" ".join(outside))
+        elif kind == "using":
+            uses = _used(clean[begin:end])
         elif tail >= 0:
             uses = names_in(clean[begin:tail])
             body_uses = names_in(clean[tail:end])
@@ -336,6 +346,10 @@ class _Parser:
 
     def _simple(self, head: str, begin: int, position: int, owner: str | None) -> Declared:
         raw = self.clean[begin:position] if "(" in head else head
+        if owner is None and declarations.is_statement(head):
+            word = _IDENTIFIER.match(head)
+            if word is None or self.lookup(word[0]) is None and not word[0].isupper():
+                return Declared("statement", ())
         declared = declarations.simple(head, raw)
         if (
             declared.kind == "prototype"
@@ -479,6 +493,13 @@ class _Parser:
 
     def _next_is_body(self, position: int) -> bool:
         return self.clean[position : position + 50].lstrip()[:1] == "{"
+
+
+def _used(code: str) -> tuple[str, ...]:
+    """The names that a using-declaration names, operators too."""
+    code = re.sub(r"\s+|<.*", lambda found: "<" if "operator<" in code and found[0][:1] == "<" else "", code) if "operator" not in code else re.sub(r"\s+", "", code)
+    code = code.strip().removeprefix("using").removeprefix("enum").replace("typename", "").rstrip(";")
+    return tuple(part for part in code.split(",") if part)
 
 
 def _is_specialised(head: str, name: str) -> bool:

@@ -66,6 +66,7 @@ class Prepared:
     events: list[Event] = field(default_factory=list)
     guard: str = ""
     pragma_once: bool = False
+    off: list[str] = field(default_factory=list)  # quoted includes that are left out
 
 
 def is_c(path: str) -> bool:
@@ -209,6 +210,10 @@ class _Scanner:
             self._switch(start, end, taken)
             return
         if not self._active:
+            if word == "include":
+                target = _INCLUDE.match(rest)
+                if target is not None and target[1]:
+                    self._result.off.append(target[1])
             return
         self._seen_directive = True
         self._other(word, rest, start, end)

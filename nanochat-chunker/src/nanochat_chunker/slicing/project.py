@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from nanochat_chunker.includes import Include, Resolver
 from nanochat_chunker.slicing.configuration import PREDEFINED, STANDARD_HEADERS, evaluate, is_defined
 from nanochat_chunker.slicing.index import build
-from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.items import Item, Scope
 from nanochat_chunker.slicing.macros import Macro
 from nanochat_chunker.slicing.model import FileIndex
 from nanochat_chunker.slicing.preprocess import predefined_for
@@ -205,16 +205,16 @@ class Configured:
             if not changed:
                 break
 
-    def ordered(self) -> Iterator[tuple[str, Item]]:
-        """Every item once, in the order of the project."""
+    def ordered(self) -> Iterator[tuple[str, Item, Scope]]:
+        """Every item once, in the order of the project, with the scope its file is included in."""
         started: set[str] = set()
-        for root in [*self._roots_again()]:
+        for root in self.closure:
             if root in started:
                 continue
             started.add(root)
-            stack = [(root, 0)]
+            stack: list[tuple[str, int, Scope]] = [(root, 0, ())]
             while stack:
-                path, position = stack.pop()
+                path, position, outer = stack.pop()
                 items = self.files[path].items
                 while position < len(items):
                     item = items[position]
@@ -223,11 +223,7 @@ class Configured:
                         target = self.resolve(path, item.names[0], "angle" in item.flags)
                         if target is not None and target not in started:
                             started.add(target)
-                            stack.append((path, position))
-                            stack.append((target, 0))
+                            stack.append((path, position, outer))
+                            stack.append((target, 0, outer + item.scope))
                             break
-                    yield path, item
-            # A file reached only through an include within an item still has its place.
-
-    def _roots_again(self) -> list[str]:
-        return list(self.closure)
+                    yield path, item, outer
