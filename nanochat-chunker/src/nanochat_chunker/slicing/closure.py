@@ -21,9 +21,10 @@ class Detail:
 class Closure:
     """Items, each whole or only declared, that grow by roots of one file until they are enough."""
 
-    def __init__(self, graph: Graph, path: str, detail: Detail) -> None:
+    def __init__(self, graph: Graph, path: str, detail: Detail, limit: float) -> None:
         self.graph = graph
         self.detail = detail
+        self.limit = limit
         self.path = path
         self.level: dict[int, str] = {}
         self.roots: list[int] = []
@@ -33,12 +34,15 @@ class Closure:
         self._waiting: set[int] = set()  # what comes along once all its types are there
 
     def add(self, roots: Iterable[int]) -> None:
-        """Takes roots in, and all they need."""
+        """Takes roots in, and all they need; stops where that is more than the limit."""
         for i in roots:
             self.roots.append(i)
             self._take(i, FULL, 0)
         while self._todo:
             self._drain()
+            if self.size > self.limit:
+                self._todo.clear()
+                return
             for j in sorted(self._waiting):
                 if j in self.level:
                     self._waiting.discard(j)
@@ -60,7 +64,7 @@ class Closure:
 
     def _take(self, i: int, level: str, distance: int) -> None:
         old = self.level.get(i)
-        if old == FULL or old == level:
+        if old in (FULL, level):
             return
         if old is not None:
             self.size -= self.graph.size(i, old) + _OVERHEAD
@@ -70,7 +74,7 @@ class Closure:
 
     def _drain(self) -> None:
         graph, items, levels = self.graph, self.graph.items, self.level
-        while self._todo:
+        while self._todo and self.size <= self.limit:
             i, distance = self._todo.pop()
             for j in graph.declaration(i):
                 if j not in levels:

@@ -141,6 +141,15 @@ STANDARD_HEADERS = frozenset(
     "experimental/string_view".split()
 )
 
+# Headers of other systems: what includes them under this configuration is not for it.
+ELSEWHERE = frozenset(
+    "windows.h Windows.h winsock2.h winsock.h ws2tcpip.h windef.h winbase.h io.h direct.h "
+    "TargetConditionals.h mach/mach.h mach/mach_time.h mach-o/dyld.h "
+    "CoreFoundation/CoreFoundation.h "
+    "Availability.h emscripten.h sys/event.h sys/sysctl.h vxWorks.h zircon/types.h "
+    "android/log.h jni.h hip/hip_runtime.h arm_neon.h arm_sve.h altivec.h CL/sycl.hpp".split()
+)
+
 _PLATFORM = re.compile(
     r"(?:\w+_)?(?:(?:PLATFORM|OS|TARGET|LIB_IO|PORT)_(?:POSIX|LINUX|UNIX)|OS_FAMILY_UNIX)$"
 )
@@ -154,7 +163,7 @@ _HAVE_FUNCTION = re.compile(
 
 
 def from_build_system(name: str) -> Macro | None:
-    """A macro that no file defines, as a build on Linux would: platforms, headers that are there."""
+    """A macro that no file defines as a build on Linux would: its platform, headers it has."""
     if _PLATFORM.match(name):
         return Macro(name, None, "1")
     found = _HAVE_HEADER.match(name)
@@ -221,7 +230,7 @@ def _has(what: str, argument: str) -> str:
             return " 0 "
         return " 201907 " if what == "cpp_attribute" else " 1 "
     if what == "builtin":
-        return " 1 " if argument.startswith("__builtin_") or argument.startswith("__is_") else " 0 "
+        return " 1 " if argument.startswith(("__builtin_", "__is_")) else " 0 "
     if what in ("feature", "extension"):
         return " 1 " if name in _FEATURES else " 0 "
     return " 0 "

@@ -178,7 +178,7 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
     if len(candidates) > 1 and _MACRO_WORD.fullmatch(last):
         # `ATTRIBUTE(x) int f()`: a macro with arguments before, not after.
         between = plain[start + len(last) : candidates[1][0]].replace("()", "").strip()
-        if between and not between.startswith((":", "const", "noexcept", "override", "@")):
+        if not between.startswith((":", "const", "noexcept", "override", "@")):
             start, name, last = candidates[1]
     flags = []
     before = plain[:start]

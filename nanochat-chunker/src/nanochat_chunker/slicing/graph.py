@@ -76,9 +76,8 @@ class Graph:
         seen = self.context(path)
 
         def lookup(name: str) -> Macro | None:
-            return self.project.macro(name, seen)
+            return self.project.any_macro(name, seen)
 
-        name = item.uses[0] if item.uses else ""
         if not any(self.project.defines(use) for use in item.uses):
             return item
         code = self.project.text(path)[item.begin : item.end]
@@ -327,9 +326,7 @@ class Graph:
     def _pasting(self) -> frozenset[int]:
         """Macros that make names with `##`, themselves or through another."""
         symbols, items = self.symbols, self.items
-        found = {
-            j for ids in symbols.macros.values() for j in ids if "pastes" in items[j].flags
-        }
+        found = {j for ids in symbols.macros.values() for j in ids if "pastes" in items[j].flags}
         names = {items[j].names[0] for j in found}
         while True:
             more = {
@@ -352,7 +349,7 @@ class Graph:
         names: set[str] = set()
 
         def lookup(word: str) -> Macro | None:
-            macro = self.project.macro(word, seen)
+            macro = self.project.any_macro(word, seen)
             if macro is not None:
                 names.add(word)
             return macro

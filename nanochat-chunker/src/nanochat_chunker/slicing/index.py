@@ -78,14 +78,22 @@ def _directive(event: Event) -> Item:
     value = event.value
     if isinstance(value, Macro):
         uses = tuple(
-            name for name in names_in(blank_literals(value.body)) if name not in (value.params or ())
+            name
+            for name in names_in(blank_literals(value.body))
+            if name not in (value.params or ())
         )
         flags = frozenset(
             (["function"] if value.params is not None else [])
             + (["pastes"] if "##" in value.body else [])
         )
         return Item(
-            "define", event.start, event.start, event.end, names=(value.name,), uses=uses, flags=flags
+            "define",
+            event.start,
+            event.start,
+            event.end,
+            names=(value.name,),
+            uses=uses,
+            flags=flags,
         )
     angle = event.kind == "include" and event.extra
     return Item(

@@ -27,9 +27,7 @@ def rungs(options: SliceOptions) -> list[Detail]:
 class Ladder:
     """Makes the documents of a project's files."""
 
-    def __init__(
-        self, graph: Graph, options: SliceOptions, measure: Callable[[str], int]
-    ) -> None:
+    def __init__(self, graph: Graph, options: SliceOptions, measure: Callable[[str], int]) -> None:
         self._graph = graph
         self._measure = measure
         self._budget = options.budget
@@ -41,12 +39,12 @@ class Ladder:
         graph = self._graph
         ids = [i for i in graph.by_path.get(path, ()) if graph.items[i].kind != "include"]
         roots = [i for i in ids if graph.items[i].kind not in _TAKEN_ALONG]
-        if not roots:
+        if not roots or graph.project.skipped(path):
             return
         text = graph.project.text(path)
         limit = self._budget * len(text) / max(1, self._measure(text))  # in characters
         for detail in self._rungs:
-            closure = Closure(graph, path, detail)
+            closure = Closure(graph, path, detail, limit)
             closure.add(ids)
             if closure.size > limit:
                 continue
@@ -62,7 +60,7 @@ class Ladder:
         at = 0
         while at < len(roots):
             for detail in self._rungs[-2:]:
-                closure = Closure(self._graph, path, detail)
+                closure = Closure(self._graph, path, detail, limit)
                 closure.add(roots[at : at + 1])
                 if closure.size <= limit * _ROOM:
                     break
@@ -82,7 +80,7 @@ class Ladder:
                 if slice_ is not None or stop == at + 1:
                     break
                 stop = at + max(1, (stop - at) * 3 // 4)
-                closure = Closure(self._graph, path, closure.detail)
+                closure = Closure(self._graph, path, closure.detail, limit)
                 closure.add(roots[at:stop])
             if slice_ is not None:
                 yield slice_

@@ -7,7 +7,9 @@ _NAMES = re.compile(
     r"(?:\.|->|>\s*::)\s*(?:template\s+)?~?([A-Za-z_]\w*)"
     r"|((?:::\s*)?[A-Za-z_]\w*(?:\s*::\s*~?(?:template\s+)?[A-Za-z_]\w*)*)"
 )
-_OPERATORS = re.compile(r"<<|>>|==|!=|<=|>=|[-+*/%&|^]=|[-+*/%<>!~&|^]")
+_OPERATOR_NAME = re.compile(
+    r"(?:[A-Za-z_]\w*\s*)?::\s*operator\s*(?:<<|>>|[-+*/%&|^<>=!]=|[-+*/%<>&|^])"
+)
 _SPACE = re.compile(r"\s+")
 KEYWORDS = frozenset(
     "alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t "
@@ -29,6 +31,10 @@ def names_in(code: str) -> tuple[str, ...]:
     """
     found = set(_NAMES.findall(code))
     names = set()
+    if "operator" in code:
+        names.update(
+            "".join(name.split()).removeprefix("using") for name in _OPERATOR_NAME.findall(code)
+        )
     for member, chain in found:
         if member:
             names.add("." + member)

@@ -284,6 +284,8 @@ class _Parser:
     ) -> Item:
         clean = self.clean
         kind = declared.kind
+        if kind == "function" and tail >= 0:
+            tail = self._code_end(begin, tail)
         body_uses: tuple[str, ...] = ()
         if members is not None and members:
             outside = [clean[begin : tail + 1]]
@@ -317,6 +319,13 @@ class _Parser:
             flags,
         )
 
+    def _code_end(self, begin: int, tail: int) -> int:
+        """Where a function's head ends, before comments, `try` and blanks."""
+        head = self.clean[begin:tail].rstrip()
+        if head.endswith("try") and not head[:-3].endswith(tuple("_abcdefghijklmnopqrstuvwxyz")):
+            head = head[:-3].rstrip()
+        return begin + len(head)
+
     def _comment(self, previous: int, begin: int) -> int:
         """Where the comment that stands right before `begin` starts."""
         text = self.text
@@ -348,7 +357,7 @@ class _Parser:
         raw = self.clean[begin:position] if "(" in head else head
         if owner is None and declarations.is_statement(head):
             word = _IDENTIFIER.match(head)
-            if word is None or self.lookup(word[0]) is None and not word[0].isupper():
+            if word is None or (self.lookup(word[0]) is None and not word[0].isupper()):
                 return Declared("statement", ())
         declared = declarations.simple(head, raw)
         if (
@@ -396,7 +405,7 @@ class _Parser:
         rest = text[position:].strip()
         if not rest or rest == ";":
             return frames or None
-        if frames:
+        if frames and text.count("{") != text.count("}"):
             return frames
         if rest.startswith("_Pragma"):
             return "drop"
@@ -423,6 +432,8 @@ class _Parser:
             what = self._macro_text(self._expand_at(name, end))
             if isinstance(what, list):
                 return what
+            if what == "call":
+                return True
         following = self.clean[end : end + 400]
         stripped = following.lstrip()
         first = stripped[:1]
@@ -497,8 +508,18 @@ class _Parser:
 
 def _used(code: str) -> tuple[str, ...]:
     """The names that a using-declaration names, operators too."""
-    code = re.sub(r"\s+|<.*", lambda found: "<" if "operator<" in code and found[0][:1] == "<" else "", code) if "operator" not in code else re.sub(r"\s+", "", code)
-    code = code.strip().removeprefix("using").removeprefix("enum").replace("typename", "").rstrip(";")
+    code = (
+        re.sub(
+            r"\s+|<.*",
+            lambda found: "<" if "operator<" in code and found[0][:1] == "<" else "",
+            code,
+        )
+        if "operator" not in code
+        else re.sub(r"\s+", "", code)
+    )
+    code = (
+        code.strip().removeprefix("using").removeprefix("enum").replace("typename", "").rstrip(";")
+    )
     return tuple(part for part in code.split(",") if part)
 
 

@@ -8,14 +8,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from nanochat_chunker.includes import Include, Resolver
-from nanochat_chunker.slicing.configuration import PREDEFINED, STANDARD_HEADERS, evaluate, is_defined
+from nanochat_chunker.slicing.configuration import (
+    ELSEWHERE,
+    PREDEFINED,
+    STANDARD_HEADERS,
+    evaluate,
+    is_defined,
+)
 from nanochat_chunker.slicing.index import build
 from nanochat_chunker.slicing.items import Item, Scope
 from nanochat_chunker.slicing.macros import Macro
 from nanochat_chunker.slicing.model import FileIndex
 from nanochat_chunker.slicing.preprocess import predefined_for
 
-_MAX_REBUILDS = 4  # of one file; more would mean that a condition depends on itself
+# Characters of one file that are parsed anew while its conditions are decided, one after another.
+_MAX_REBUILT = 600_000
 _MAX_TEXT = 64_000_000  # characters of text kept at hand
 _SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".cu", ".C")
 
@@ -52,6 +59,7 @@ class Configured:
             if path not in self.closure:
                 self._visit(path)
         self._complete_closures()
+        self._left_out = self._find_left_out()
 
     def text(self, path: str) -> str:
         """The text of a file; the last few are kept."""
@@ -81,6 +89,54 @@ class Configured:
             if seen >> bit & 1:
                 return macro
         return None
+
+    def any_macro(self, name: str, seen: int) -> Macro | None:
+        """The last definition of `name` in the files of `seen`, undefined again or not."""
+        for bit, macro in reversed(self._definers.get(name, ())):
+            if macro is not None and seen >> bit & 1:
+                return macro
+        return None
+
+    def skipped(self, path: str) -> str:
+        """Why no document is built around a file, or ''."""
+        file = self.files[path]
+        if file.skipped:
+            return file.skipped
+        if path in self._left_out:
+            return "not_in_configuration"
+        if file.fragment:
+            return "fragment"
+        for event in file.events:
+            if event.kind == "include" and event.value in ELSEWHERE:
+                return "other_platform"
+        return ""
+
+    def _find_left_out(self) -> frozenset[str]:
+        """Files that others include only where the configuration leaves it out."""
+        taken, left = set(), set()
+        for path, file in self.files.items():
+            for event in file.events:
+                if event.kind == "include":
+                    taken.add(self.resolve(path, str(event.value), event.extra))
+            for target in file.off:
+                found = self.resolve(path, target, False)
+                if found is not None:
+                    left.add(found)
+        out: set[str] = left - taken
+        # What only such files include is left out with them.
+        while True:
+            more = {
+                target
+                for path in out
+                for event in self.files[path].events
+                if event.kind == "include"
+                and (target := self.resolve(path, str(event.value), event.extra)) is not None
+                and target not in out
+                and self.parent.get(target) in out
+            }
+            if not more:
+                return frozenset(out)
+            out |= more
 
     def defines(self, name: str) -> bool:
         return name in self._definers
@@ -131,7 +187,7 @@ class Configured:
                     self._definers[str(event.value)].append((self.bit[path], None))
                 elif event.kind == "if":
                     value = self._value(str(event.value), lookup)
-                    if value != event.extra and rebuilds < _MAX_REBUILDS:
+                    if value != event.extra and rebuilds * file.size < _MAX_REBUILT:
                         rebuilds += 1
                         file = self._rebuild(path)
                 elif event.kind == "include":

@@ -1,5 +1,6 @@
 """Writing the items of a document as one file."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -7,7 +8,20 @@ from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.configuration import STANDARD_HEADERS
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item, Scope
+from nanochat_chunker.slicing.system_headers import speaks_of, words_of
 
+# What code that needs a header says, where it is not the header's name.
+_SPEAKS = {
+    "gtest": r"testing::|TEST(?:_[FP])?\(|EXPECT_|ASSERT_|GTEST_",
+    "gmock": r"testing::|MOCK_METHOD|EXPECT_CALL|ON_CALL",
+    "gflags": r"gflags::|DEFINE_|DECLARE_|FLAGS_",
+    "benchmark": r"benchmark::|BENCHMARK",
+    "glog": r"google::|LOG\(|CHECK\(",
+    "catch": r"TEST_CASE|REQUIRE|CHECK\(",
+    "doctest": r"TEST_CASE|CHECK\(",
+    "cppunit": r"CppUnit|CPPUNIT",
+    "windows": "DWORD|HANDLE|HMODULE|LPCTSTR",
+}
 _MAX_KEPT = 64_000_000  # characters of items' texts
 
 
@@ -24,7 +38,7 @@ class Renderer:
         """System includes, then the items in the order given, in their scopes."""
         items = self._graph.items
         ids = [i for i in level if items[i].kind != "include"]
-        out = self._includes(ids, roots)
+        out: list[str] = []
         scope: Scope = ()
         defined: set[str] = set()
         last = -2
@@ -46,7 +60,8 @@ class Renderer:
             out.append(self._text(i, level[i]))
             last = i
         _switch(out, scope, ())
-        return "".join(out)
+        text = "".join(out)
+        return "".join(self._includes(ids, roots, text)) + text
 
     def _text(self, i: int, level: str) -> str:
         text = self._texts.get((i, level))
@@ -59,7 +74,7 @@ class Renderer:
             self._kept += len(text)
         return text
 
-    def _includes(self, ids: Sequence[int], roots: Iterable[int]) -> list[str]:
+    def _includes(self, ids: Sequence[int], roots: Iterable[int], text: str) -> list[str]:
         """The includes that stay: those of no file of the project."""
         graph = self._graph
         project = graph.project
@@ -74,17 +89,25 @@ class Renderer:
         c_only = all(path.endswith((".c", ".h")) for path in paths) and any(
             path.endswith(".c") for path in root_paths
         )
+        words = words_of(text)
         lines: dict[str, None] = {}
         for path, found in self._external.items():
             if not found or not seen >> project.bit[path] & 1:
                 continue
             for target, angle in found:
                 if target in STANDARD_HEADERS:
-                    if not c_only or target.endswith(".h"):
+                    if (not c_only or target.endswith(".h")) and speaks_of(words, target):
                         lines[f"#include <{target}>\n"] = None
-                elif path in root_paths or (path in paths and angle):
+                elif path in root_paths or _mentions(text, target):
                     lines[f"#include <{target}>\n" if angle else f'#include "{target}"\n'] = None
         return [*lines, "\n"] if lines else []
+
+
+def _mentions(text: str, target: str) -> bool:
+    """Whether code speaks of a header that is neither the project's nor the system's."""
+    words = [word for word in re.split(r"[/.]", target)[:-1] if len(word) > 2]
+    words = [_SPEAKS.get(word, rf"{re.escape(word)}(?:::|_)") for word in words]
+    return bool(words) and re.search(rf"\b(?:{'|'.join(words)})", text, re.IGNORECASE) is not None
 
 
 def paths_of(graph: Graph, level: Mapping[int, str]) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class Symbols:
             self.table[prefix + name].append(i)
             if item.kind in _FUNCTIONS:
                 self._by_last[name].append(i)
-        if "special" in item.flags or item.kind == "class" and "<" in item.names:
+        if "special" in item.flags:
             for name in item.names[:1]:
                 self.special[prefix + name].append(i)
         if item.names and item.names[0].startswith("operator") and not item.owner:

@@ -30,7 +30,11 @@ class Compiler:
     memory_mb: int = 4096
 
     def compile(
-        self, text: str, *, c: bool = False, include_dirs: Sequence[str | Path] = (),
+        self,
+        text: str,
+        *,
+        c: bool = False,
+        include_dirs: Sequence[str | Path] = (),
         defines: Sequence[str] = (),
     ) -> Outcome:
         """Checks the syntax and types of `text`; makes no object file. `c`: it is C, not C++."""
