@@ -13,6 +13,7 @@ from nanochat_chunker.errors import ChunkerError
 from nanochat_chunker.execution import Done, Failure, Job, Limits, Restart, Result
 from nanochat_chunker.execution.on_ray import RayPool
 from nanochat_chunker.execution.processes import ProcessPool
+from nanochat_chunker.execution.queue import JobQueue
 from nanochat_chunker.execution.serial import SerialPool
 
 LIMITS = Limits(seconds=0.5, memory=512 << 20)
@@ -164,3 +165,17 @@ def test_processes_end_with_the_pool(tasks):
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_jobs_of_one_affinity_go_to_few_processes():
+    jobs = [Job(n, None, None, [], affinity=n // 10) for n in range(30)]
+    queue = JobQueue(jobs)
+    first = [queue.take(None, {None}).job.key, queue.take(None, {0, None}).job.key]
+    assert first == [0, 10]  # a second process begins on what the first has not
+    mine = [queue.take(0, {1}).job.key for _ in range(9)]
+    assert mine == list(range(1, 10))
+    assert queue.take(0, {1}).job.key == 20
+    theirs = [queue.take(1, {2}).job.key for _ in range(9)]
+    assert theirs == list(range(11, 20))
+    rest = [queue.take(2, {1}).job.key, queue.take(1, {2}).job.key]
+    assert rest == [21, 22]  # nothing else is left: it helps

@@ -1,6 +1,6 @@
 """What a pool is given and what it gives back."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +32,7 @@ class Job:
     `restart`: a result depends on the items before, so a failed item makes the job begin again
     without it, rather than go on after it. `shared` is a part of the payload that many jobs have
     in common, for pools without a disk in common: the task finds it as the payload's `material`.
+    Jobs of one `affinity` share what a process prepares for them: they go to few processes.
     """
 
     key: Any
@@ -40,6 +41,7 @@ class Job:
     items: Sequence[Any]
     restart: bool = False
     shared: Any = None
+    affinity: Hashable = None
 
 
 class Result(NamedTuple):

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -29,6 +29,7 @@ from nanochat_chunker.execution.attempt import (
     limit_memory,
 )
 from nanochat_chunker.execution.jobs import Done, Event, Job, Limits
+from nanochat_chunker.execution.queue import JobQueue
 
 # A job is sent ahead only if it fits into the pipe: else both ends could wait on each other.
 _AHEAD_BYTES = 16 << 10
@@ -50,48 +51,38 @@ class ProcessPool:
         self._failed_starts = 0
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        source = iter(jobs)
-        again: deque[Course] = deque()  # what a dead process left, first in line
-
-        def following() -> Course | None:
-            if again:
-                return again.popleft()
-            job = next(source, None)
-            return None if job is None else Course.of(job)
-
+        queue = JobQueue(jobs)
         while True:
-            self._feed(following)
+            self._feed(queue)
             busy = {worker.pipe: worker for worker in self._workers if worker.courses}
             if not busy:
                 return
             for pipe in wait(list(busy), timeout=1.0):
                 worker = busy[pipe]  # type: ignore[index]
-                yield from self._listen(worker, again)
+                yield from self._listen(worker, queue)
             for worker in [*self._workers]:
                 if worker.is_stuck(self._limits.seconds):
                     worker.process.kill()
-                    yield from self._bury(worker, again, "too_slow")
+                    yield from self._bury(worker, queue, "too_slow")
 
-    def _feed(self, following: Any) -> None:
+    def _feed(self, queue: JobQueue) -> None:
+        """Gives jobs to idle processes, starts further ones, then gives each a second job."""
         while True:
-            idle = [worker for worker in self._workers if not worker.courses]
-            if not idle and len(self._workers) < self._count:
-                course = following()
-                if course is None:
+            worker = next((w for w in self._workers if not w.courses), None)
+            if worker is None and len(self._workers) >= self._count:
+                worker = next((w for w in self._workers if w.takes_more()), None)
+                if worker is None:
                     return
-                worker = _Worker(self._limits)
-                self._workers.append(worker)
-                worker.send(course)
-                continue
-            able = idle or [worker for worker in self._workers if worker.takes_more()]
-            if not able:
-                return
-            course = following()
+            mine = worker.affinity if worker else None
+            course = queue.take(mine, {w.affinity for w in self._workers if w is not worker})
             if course is None:
                 return
-            able[0].send(course)
+            if worker is None:
+                worker = _Worker(self._limits)
+                self._workers.append(worker)
+            worker.send(course)
 
-    def _listen(self, worker: "_Worker", again: deque[Course]) -> Iterator[Event]:
+    def _listen(self, worker: "_Worker", queue: JobQueue) -> Iterator[Event]:
         """Takes all that has arrived from one process."""
         try:
             while True:
@@ -111,14 +102,14 @@ class ProcessPool:
                         events, more = course.after_error(step.place, step.value, step.detail)
                         yield from events
                         if more:
-                            again.append(course)
+                            queue.put_back(course)
                 if not worker.pipe.poll():
                     return
         except (EOFError, ConnectionError):
-            yield from self._bury(worker, again)
+            yield from self._bury(worker, queue)
 
     def _bury(
-        self, worker: "_Worker", again: deque[Course], reason: str | None = None
+        self, worker: "_Worker", queue: JobQueue, reason: str | None = None
     ) -> Iterator[Event]:
         """After the death of a process: its item is to blame, its other jobs go to others."""
         self._workers.remove(worker)
@@ -131,19 +122,21 @@ class ProcessPool:
                     f"worker processes end as soon as they start (exit code {code})",
                     "Raise --max-memory or lower --workers",
                 )
-            again.extend(worker.courses)  # none of which it has touched
+            for course in worker.courses:  # none of which it has touched
+                queue.put_back(course)
             return
         if reason is None:
             timed_out = worker.process.exitcode == -getattr(signal, "SIGPROF", 0) != 0
             reason = "too_slow" if timed_out else "crashed"
         waiting = list(worker.courses)
-        again.extend(waiting[1:])
+        for course in waiting[1:]:
+            queue.put_back(course)
         if waiting:
             course = waiting[0]
             events, more = course.after_error(worker.place, reason, again=reason == "crashed")
             yield from events
             if more:
-                again.appendleft(course)
+                queue.put_back(course, first=True)
 
     def __enter__(self) -> "ProcessPool":
         return self
@@ -170,6 +163,7 @@ class _Worker:
         self.courses: deque[Course] = deque()
         self.place = PREPARATION  # of the item that the process is at
         self.ready = False
+        self.affinity: Hashable = None
         self._held: bytes | None = None  # until the process reads again
         self._heard = time.monotonic()
 
@@ -179,6 +173,7 @@ class _Worker:
     def send(self, course: Course) -> None:
         job = course.job
         message = pickle.dumps((job.task, job.payload, course.items()), pickle.HIGHEST_PROTOCOL)
+        self.affinity = job.affinity
         self.courses.append(course)
         if len(self.courses) == 1:
             self.place = PREPARATION

@@ -212,7 +212,7 @@ class _Orders:
             engine="libclang" if self._settings.semantic else "tree-sitter",
         )
         for key, batch in zip(keys, batches, strict=True):
-            yield key, (make_slices, order, [file.path for file in batch], False, shared)
+            yield key, (make_slices, order, [file.path for file in batch], False, shared, known)
 
 
 def _split(files: list[Survey]) -> Iterator[list[Survey]]:
