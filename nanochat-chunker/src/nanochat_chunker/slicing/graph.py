@@ -38,6 +38,7 @@ class Graph:
             self.items.append(self._scoped(item))
             self.paths.append(path)
         self.bits = [project.bit[path] for path in self.paths]
+        self._macros = self._macro_values()
         for i, item in enumerate(self.items):
             if item.kind == "call" and item.tail < 0:
                 self.items[i] = self._expanded(i, item)
@@ -70,13 +71,38 @@ class Graph:
                         (outer if event.start in tops else inner).add(target)
         return frozenset(inner - outer)
 
+    def _macro_values(self) -> dict[str, list[tuple[int, Macro]]]:
+        """What each #define says, by name, in the project's order."""
+        values: dict[str, list[tuple[int, Macro]]] = defaultdict(list)
+        at: dict[str, dict[int, Macro]] = {}
+        for i, item in enumerate(self.items):
+            if item.kind == "define":
+                path = self.paths[i]
+                if path not in at:
+                    events = self.project.files[path].events
+                    at[path] = {e.start: e.value for e in events if isinstance(e.value, Macro)}
+                macro = at[path].get(item.begin)
+                if macro is not None:
+                    values[macro.name].append((i, macro))
+        return values
+
+    def _macro_value(self, name: str, i: int, seen: int) -> Macro | None:
+        """What a macro stands for at item `i`: its last definition before."""
+        best: Macro | None = None
+        for j, macro in self._macros.get(name, ()):
+            if seen >> self.bits[j] & 1:
+                if j > i and best is not None:
+                    break
+                best = macro
+        return best
+
     def _expanded(self, i: int, item: Item) -> Item:
         """A macro call with the names that its expansion declares."""
         path = self.paths[i]
         seen = self.context(path)
 
         def lookup(name: str) -> Macro | None:
-            return self.project.any_macro(name, seen)
+            return self._macro_value(name, i, seen)
 
         if not any(self.project.defines(use) for use in item.uses):
             return item
@@ -252,7 +278,7 @@ class Graph:
             name = todo.pop()
             if name[0] == ".":
                 continue
-            first = name.partition("::")[0] if "::" in name else name
+            first = name.removeprefix("::").partition("::")[0] if "::" in name else name
             if first in symbols.macros:
                 macro = self._macro_before(first, i, closure)
                 if macro < 0:
@@ -272,7 +298,7 @@ class Graph:
                                 todo.append(use)
                     body = self._chain_of(macro)
                     if body and "::" in name:
-                        rest = f"{body}::{name.partition('::')[2]}"
+                        rest = f"{body}::{name.removeprefix('::').partition('::')[2]}"
                         if rest not in done:
                             done.add(rest)
                             todo.append(rest)
@@ -349,7 +375,7 @@ class Graph:
         names: set[str] = set()
 
         def lookup(word: str) -> Macro | None:
-            macro = self.project.any_macro(word, seen)
+            macro = self._macro_value(word, i, seen)
             if macro is not None:
                 names.add(word)
             return macro

@@ -18,7 +18,7 @@ _SPACES = re.compile(r"\s*")
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*$")
 _ACCESS = re.compile(r"\s*(?:(?:public|protected|private|signals|Q_SIGNALS)(?:\s+\w+)?\s*:(?!:))")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_BARE = re.compile(r"([A-Za-z_]\w*)[ \t]*(?=\n)")
+_BARE = re.compile(r"([A-Za-z_]\w*)[ \t]*(?=\n|\Z)")
 _AFTER_BODY = re.compile(r"\s*(?:catch\b|,)")
 _SCOPE_TEXT = re.compile(
     r'\s*(?:(inline\s+)?namespace(\s+[\w:]+)?\s*\{|extern\s*"C(?:\+\+)?"\s*\{|(\}))'
@@ -72,11 +72,11 @@ class _Parser:
         seen = start
         initialised = -1  # where the `:` of a constructor's initialisers may begin
 
-        def rescope() -> None:
+        def rescope(position: int) -> None:
             nonlocal scope
             scope = tuple(frames)
             if owner is None:
-                self.parsed.scopes.append((at[i], scope))
+                self.parsed.scopes.append((position, scope))
 
         def reset(position: int) -> None:
             nonlocal begin, collapsed, seen, previous, initialised
@@ -92,39 +92,43 @@ class _Parser:
             items.append(item)
             reset(stop_at)
 
+        def enter(opened: "list[Frame | None]", position: int) -> None:
+            for frame in opened:
+                if frame is not None:
+                    frames.append(frame)
+                elif frames:
+                    frames.pop()
+            rescope(position)
+            reset(position)
+
+        def leading(position: int) -> None:
+            """At the start of an item: access labels and macros that stand alone."""
+            nonlocal begin, seen
+            begin = seen = _after_spaces(clean, begin)
+            while owner is not None:
+                label = _ACCESS.match(clean, begin, position)
+                if label is None:
+                    break
+                add(Declared("access", ()), label.end())
+                begin = seen = _after_spaces(clean, begin)
+            while begin < position:
+                bare = _BARE.match(clean, begin, position)
+                what = self._bare(bare[1]) if bare is not None else None
+                if bare is None or what is None:
+                    break
+                if isinstance(what, list):
+                    enter(what, bare.end())
+                elif what == "call":
+                    add(Declared("call", (), flags=("bare",)), bare.end())
+                else:
+                    reset(bare.end())
+                begin = seen = _after_spaces(clean, begin)
+
         while i < stop:
             char = kind[i]
             position = at[i]
             if not collapsed and begin == seen:
-                # At the start of an item: access labels and macros that stand alone.
-                begin = seen = _SPACES.match(clean, begin).end()  # type: ignore[union-attr]
-                if owner is not None:
-                    while True:
-                        label = _ACCESS.match(clean, begin, position)
-                        if label is None:
-                            break
-                        add(Declared("access", ()), label.end())
-                        begin = seen = _SPACES.match(clean, begin).end()  # type: ignore[union-attr]
-                while begin < position:
-                    bare = _BARE.match(clean, begin, position)
-                    if bare is None:
-                        break
-                    what = self._bare(bare[1])
-                    if what is None:
-                        break
-                    if isinstance(what, list):
-                        for frame in what:
-                            if frame is not None:
-                                frames.append(frame)
-                            elif frames:
-                                frames.pop()
-                        rescope()
-                        reset(bare.end())
-                    elif what == "call":
-                        add(Declared("call", (), flags=("bare",)), bare.end())
-                    else:
-                        reset(bare.end())
-                    begin = seen = _SPACES.match(clean, begin).end()  # type: ignore[union-attr]
+                leading(position)
             if char == "(" or char == "[":
                 close = partner[i]
                 if close < 0 or close >= stop:
@@ -136,13 +140,7 @@ class _Parser:
                 if char == "(" and len(collapsed) == 2:
                     ends = self._macro_call(collapsed[0], at[close] + 1, owner)
                     if isinstance(ends, list):
-                        for frame in ends:
-                            if frame is not None:
-                                frames.append(frame)
-                            elif frames:
-                                frames.pop()
-                        rescope()
-                        reset(at[close] + 1)
+                        enter(ends, at[close] + 1)
                     elif ends:
                         add(Declared("call", ()), at[close] + 1)
                 i = close + 1
@@ -162,7 +160,7 @@ class _Parser:
                     add(Declared("other", ()), position)
                 if frames:
                     frames.pop()
-                    rescope()
+                    rescope(position)
                 reset(position + 1)
                 i += 1
                 continue
@@ -179,7 +177,7 @@ class _Parser:
                 if opened is not None:
                     if frames is not None:
                         frames.append(Frame(*opened))
-                        rescope()
+                        rescope(position)
                     reset(position + 1)
                     i += 1
                     continue
@@ -267,6 +265,8 @@ class _Parser:
             following = clean[closing + 1 : closing + 200].lstrip()[:1]
             if following not in (";", ",", "=", "[", ".", "-", "{", ":", "(") or not head.strip():
                 add(Declared("other", ()), closing + 1)
+        if not collapsed:
+            leading(end)
         if clean[begin:end].strip():
             add(Declared("other", ()), end)
         return items
@@ -521,6 +521,11 @@ def _used(code: str) -> tuple[str, ...]:
         code.strip().removeprefix("using").removeprefix("enum").replace("typename", "").rstrip(";")
     )
     return tuple(part for part in code.split(",") if part)
+
+
+def _after_spaces(code: str, position: int) -> int:
+    found = _SPACES.match(code, position)
+    return found.end() if found is not None else position
 
 
 def _is_specialised(head: str, name: str) -> bool:

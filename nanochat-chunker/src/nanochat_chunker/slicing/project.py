@@ -90,13 +90,6 @@ class Configured:
                 return macro
         return None
 
-    def any_macro(self, name: str, seen: int) -> Macro | None:
-        """The last definition of `name` in the files of `seen`, undefined again or not."""
-        for bit, macro in reversed(self._definers.get(name, ())):
-            if macro is not None and seen >> bit & 1:
-                return macro
-        return None
-
     def skipped(self, path: str) -> str:
         """Why no document is built around a file, or ''."""
         file = self.files[path]
@@ -150,6 +143,10 @@ class Configured:
                     target = self.resolve(path, str(event.value), event.extra)
                     if target is not None:
                         included.add(target)
+            for name in file.off:
+                target = self.resolve(path, name, False)
+                if target is not None:
+                    included.add(target)
         free = [path for path in self.files if path not in included]
 
         def place(path: str) -> tuple[bool, bool, str]:

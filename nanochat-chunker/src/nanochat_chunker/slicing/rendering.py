@@ -8,6 +8,7 @@ from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.configuration import STANDARD_HEADERS
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item, Scope
+from nanochat_chunker.slicing.preprocess import is_c
 from nanochat_chunker.slicing.system_headers import speaks_of, words_of
 
 # What code that needs a header says, where it is not the header's name.
@@ -39,6 +40,8 @@ class Renderer:
         items = self._graph.items
         ids = [i for i in level if items[i].kind != "include"]
         out: list[str] = []
+        roots = list(roots)
+        in_c = bool(roots) and all(is_c(self._graph.paths[i]) for i in roots)
         scope: Scope = ()
         defined: set[str] = set()
         last = -2
@@ -52,9 +55,9 @@ class Renderer:
                     defined.add(name)
                 else:
                     defined.discard(name)
-            elif item.scope != scope:
-                _switch(out, scope, item.scope)
-                scope = item.scope
+            elif (here := () if in_c else item.scope) != scope:
+                _switch(out, scope, here)
+                scope = here
             elif i != last + 1 and out:
                 out.append("\n")
             out.append(self._text(i, level[i]))
