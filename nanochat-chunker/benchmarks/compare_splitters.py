@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_chunker import pipeline
+from nanochat_chunker import __version__, pipeline
 from nanochat_chunker.files import Dropped, find_projects, read_source, walk
 from nanochat_chunker.settings import DEFAULT_EXTENSIONS, Settings
 from nanochat_chunker.verify.compiler import find_compiler
@@ -158,7 +158,8 @@ def main() -> int:
         with ThreadPoolExecutor(arguments.workers) as pool:
             passed = sum(pool.map(lambda text: compiler.compile(text).compiles, sample))
         tokens = [-(-len(chunk.encode()) // BYTES_PER_TOKEN) for chunk in chunks]
-        version = importlib.metadata.version(package)
+        ours_too = package == "nanochat-chunker"
+        version = __version__ if ours_too else importlib.metadata.version(package)
         line = Measured(
             name, version, speed, len(chunks), int(statistics.median(tokens)), len(sample), passed
         )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from nanochat_chunker.errors import ChunkerError
@@ -28,6 +29,8 @@ def work(payload, items):
             case "hang softly":
                 while True:
                     pass
+            case "sleep":
+                time.sleep(1000)  # as on a network drive that has gone: no CPU time passes
             case "memory":
                 bytearray(2 << 30)
             case "bug":

@@ -115,6 +115,15 @@ def test_a_crash_a_hang_and_a_lack_of_memory_cost_their_items(tasks, processes):
     assert done == [0, 1]
 
 
+def test_an_item_that_waits_for_ever_costs_itself(tasks, monkeypatch):
+    monkeypatch.setattr("nanochat_chunker.execution.processes._WALL_FACTOR", 1)
+    monkeypatch.setattr("nanochat_chunker.execution.processes._WALL_SLACK", 0.3)
+    with ProcessPool(1, LIMITS) as pool:
+        results, failures, _ = collect(pool, [Job(0, tasks.work, None, ["a", "sleep", "b"])])
+    assert results == {(0, 0): "did a", (0, 2): "did b"}
+    assert failures == {(0, 1): "too_slow"}
+
+
 def test_a_process_that_is_killed_from_outside_costs_nothing(tasks, processes, tmp_path):
     job = Job(0, tasks.work, str(tmp_path / "once"), ["a", "crash once", "b"])
     results, failures, _ = collect(processes, [job])

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from nanochat_chunker.errors import ChunkerError
@@ -33,9 +34,11 @@ from nanochat_chunker.execution.queue import JobQueue
 
 # A job is sent ahead only if it fits into the pipe: else both ends could wait on each other.
 _AHEAD_BYTES = 16 << 10
-# CPU time does not pass while a process waits for a dead network drive.
+# CPU time does not pass while a process waits for a dead network drive. It is ended after so long,
+# unless it gets on, however slowly, on a machine with too much to do.
 _WALL_FACTOR = 10
 _WALL_SLACK = 60.0
+_IDLE_SHARE = 0.002  # of a core
 _STARTS = 3  # processes that may die before their first word, until the pool gives up
 
 
@@ -165,7 +168,8 @@ class _Worker:
         self.ready = False
         self.affinity: Hashable = None
         self._held: bytes | None = None  # until the process reads again
-        self._heard = time.monotonic()
+        self._heard = self._watched = time.monotonic()
+        self._busy = self._used = 0.0  # when it was last seen to get on, and its CPU time then
 
     def takes_more(self) -> bool:
         return len(self.courses) == 1
@@ -210,7 +214,23 @@ class _Worker:
             return False
         factor = PREPARATION_FACTOR if self.place == PREPARATION else 1
         limit = factor * _WALL_FACTOR * seconds + _WALL_SLACK
-        return time.monotonic() - self._heard > limit
+        now = time.monotonic()
+        if now - self._watched > _WALL_SLACK:
+            used = _cpu_seconds(self.process.pid)
+            if used is None or used - self._used > _IDLE_SHARE * (now - self._watched):
+                self._busy = now if used is not None else self._heard
+            self._watched, self._used = now, used or 0.0
+        return now - max(self._heard, self._busy) > limit
+
+
+def _cpu_seconds(pid: int | None) -> float | None:
+    """What a process has used, where /proc tells."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return None
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _serve(pipe: Connection, limits: Limits) -> None:
