@@ -151,7 +151,8 @@ CASES = {
         "a.cc": '#include "a.h"\nvoid f(int* m) { Lock lock{m}; }\n',
     },
     "constructors with initialisers, function-try-blocks": {
-        "a.h": "struct A { int x{}; A(int y) try : x{y} {} catch (...) {} A() // why\n : x(1) {} };\n",
+        "a.h": "struct A { int x{}; A(int y) try : x{y} {} catch (...) {} A() // why\n"
+        " : x(1) {} };\n",
         "a.cc": '#include "a.h"\nint f() { return A(2).x; }\n',
     },
     "what one platform has": {

@@ -32,6 +32,10 @@ _MACRO_WORD = re.compile(
     r"[A-Z][A-Z0-9_]{2,}|\w*_?(?:API|EXPORT|IMPORT|DLL|EXPORTED|VISIBLE|PUBLIC)_?"
 )
 _ASSIGN = re.compile(r"(?<![=!<>+\-*/%&|^])=(?!=)")
+_CONSTANT = re.compile(r"\b(?:constexpr|consteval)\b")
+_DEDUCED = re.compile(r"\bauto\s*[&*]*\s*$|\bdecltype\b")
+_STATIC = re.compile(r"\bstatic\b")
+_INSTANTIATION = re.compile(r"(?:extern\s+)?template\s+(?!<)\w")
 _PURE = re.compile(r"=\s*(?:0|default|delete)\b[^=]*$")
 _NAMESPACE = re.compile(r"(?:^|\s)(inline\s+)?namespace\b([^;{}=]*)$")
 _EXTERN_C = re.compile(r'\bextern\s*"[^"]*"\s*$')
@@ -167,7 +171,7 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
     assign = _ASSIGN.search(plain) if "=" in plain else None
     candidates = []
     for found in _FUNCTION.finditer(plain):
-        name = re.sub(r"\s+", "", found[1])
+        name = "".join(found[1].split())
         last = name.rpartition("::")[2]
         if last in _NOT_FUNCTIONS or (assign is not None and found.start() > assign.start()):
             continue
@@ -182,11 +186,12 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
             start, name, last = candidates[1]
     flags = []
     before = plain[:start]
-    if re.search(r"\b(?:constexpr|consteval)\b", before) or "CONSTEXPR" in before:
+    if ("const" in before and _CONSTANT.search(before)) or "CONSTEXPR" in before:
         flags.append("constexpr")
-    if re.search(r"\bauto\s*[&*]*\s*$|\bdecltype\b", before) and " @ " not in plain[start:]:
+    deduced = ("auto" in before or "decltype" in before) and _DEDUCED.search(before)
+    if deduced and " @ " not in plain[start:]:
         flags.append("auto")
-    if re.search(r"\bstatic\b", before):
+    if "static" in before and _STATIC.search(before):
         flags.append("local")
     name = name.removeprefix("::")
     owner, _, last = name.rpartition("::")
@@ -229,8 +234,7 @@ def simple(head: str, raw: str) -> Declared:
         return Declared("other", ())
     if text.startswith("friend"):
         return Declared("friend", ())
-    instantiation = re.match(r"(?:extern\s+)?template\s+(?!<)\w", text)
-    if instantiation is not None:
+    if "template" in text and _INSTANTIATION.match(text):
         return Declared("instantiation", ())
     parts = simplify(text)
     plain = parts.plain.strip()
@@ -259,13 +263,15 @@ def simple(head: str, raw: str) -> Declared:
         if function is not None and "@" in function.names[0]:
             return function._replace(kind="prototype", flags=(*function.flags, *flags))
     names, owner = _variable_names(plain, raw)
-    external = re.match(r"(?:\w+\s+)*?extern\b", plain) is not None and "=" not in plain
-    if re.search(r"\bstatic\b", plain):
+    external = plain.startswith("extern") and "=" not in plain
+    if "static" in plain and _STATIC.search(plain):
         flags = (*flags, "local")
     return Declared("extern" if external else "variable", names, owner, flags)
 
 
 def _forward(plain: str) -> str:
+    if not plain.startswith(("class", "struct", "union", "enum")):
+        return ""
     found = re.match(
         r"(?:class|struct|union|enum(?:\s+class|\s+struct)?)\s+((?:[\w:]+\s+|\w+\s*\(\)\s*)*?)"
         r"([A-Za-z_][\w:]*)\s*(?:(?<!:):(?!:)[\w:\s]+)?$",

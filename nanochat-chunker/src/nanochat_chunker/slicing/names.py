@@ -4,8 +4,7 @@ import re
 from sys import intern
 
 _NAMES = re.compile(
-    r"(?:\.|->|>\s*::)\s*(?:template\s+)?~?([A-Za-z_]\w*)"
-    r"|((?:::\s*)?[A-Za-z_]\w*(?:\s*::\s*~?(?:template\s+)?[A-Za-z_]\w*)*)"
+    r"(?:\.\s*|->\s*|>\s*::\s*|::\s*)?[A-Za-z_]\w*(?:\s*::\s*~?(?:template\s+)?[A-Za-z_]\w*)*"
 )
 _OPERATOR_NAME = re.compile(
     r"(?:[A-Za-z_]\w*\s*)?::\s*operator\s*(?:<<|>>|[-+*/%&|^<>=!]=|[-+*/%<>&|^])"
@@ -25,21 +24,20 @@ KEYWORDS = frozenset(
 
 
 def names_in(code: str) -> tuple[str, ...]:
-    """The names in code without comments and literals, each once, sorted.
+    """The names in code without comments and literals, each once, as they come.
 
     A name may be qualified (`a::b`, `::a`); that of a member after `.` or `->` begins with a dot.
     """
-    found = set(_NAMES.findall(code))
-    names = set()
-    if "operator" in code:
-        names.update(
-            "".join(name.split()).removeprefix("using") for name in _OPERATOR_NAME.findall(code)
-        )
-    for member, chain in found:
-        if member:
-            names.add("." + member)
+    names: dict[str, None] = {}
+    for chain in dict.fromkeys(_NAMES.findall(code)):
+        first = chain[0]
+        if first == "." or first == "-" or first == ">":
+            names["." + chain.lstrip(".->: \t\n")] = None
         elif chain not in KEYWORDS:
-            if "::" in chain:
+            if ":" in chain:
                 chain = _SPACE.sub("", chain.replace("template ", ""))
-            names.add(chain)
-    return tuple(sorted(map(intern, names)))
+            names[chain] = None
+    if "operator" in code:
+        for name in _OPERATOR_NAME.findall(code):
+            names["".join(name.split()).removeprefix("using")] = None
+    return tuple(map(intern, names))

@@ -51,7 +51,7 @@ class _Parser:
         self.lookup = lookup
         self.parsed = Parsed()
         self.at = [found.start() for found in _STRUCTURE.finditer(clean)]
-        self.kind = "".join(_STRUCTURE.findall(clean))
+        self.kind = "".join([clean[position] for position in self.at])
         self.partner = _partners(self.kind)
 
     def scope_items(self) -> None:

@@ -19,17 +19,18 @@ from nanochat_chunker.slicing.macros import Lookup, Macro, parse_define
 
 # Alternatives that open a literal or comment also match when it is never closed: nothing is looked
 # at twice, whatever the text.
+# Each begins with a letter of its own, which lets the search skip what lies between.
 _TOKEN = re.compile(
-    r"""
-      (?P<line> //(?:\\\n|[^\n])* )
-    | (?P<block> /\*(?:.*?\*/|.*) )
-    | (?P<raw> \b(?:u8|[uUL])?R"(?P<delimiter>[^()\\\s"]{0,16})\((?:.*?\)(?P=delimiter)"|.*) )
-    | (?P<string> "(?:\\.|[^"\\\n])*"? )
-    | (?P<char> (?<![0-9A-Za-z_])(?:u8|[uUL])?'(?:\\.|[^'\\\n])+' )
-    | (?P<directive> ^[ \t]*\#[^\n]*(?:(?<=\\)\n[^\n]*)* )
-    """,
-    re.VERBOSE | re.DOTALL | re.MULTILINE,
+    r"//[^\n\\]*(?:\\.[^\n\\]*)*"
+    r"|/\*(?:.*?\*/|.*)"
+    r'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"?'
+    r"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'"
+    r"|\#[^\n]*(?:(?<=\\)\n[^\n]*)*",
+    re.DOTALL,
 )
+_RAW = re.compile(r'"([^()\\\s"]{0,16})\((?:.*?\)\1"|.*)', re.DOTALL)
+_RAW_PREFIX = re.compile(r"(?<![A-Za-z0-9_])(?:u8|[uUL])?R$")
+_CHAR_PREFIX = re.compile(r"(?<![A-Za-z0-9_])(?:u8|[uUL])$")
 _DIRECTIVE = re.compile(r"\s*#\s*([A-Za-z_]+)(.*)", re.DOTALL)
 _COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _WORD = re.compile(r"\s*([A-Za-z_]\w*)")
@@ -129,53 +130,64 @@ class _Scanner:
     def run(self) -> Prepared:
         text = self._text
         out: list[str] = []
-        at = 0
-        position = 0
-        while True:
-            restart = -1
+        at = position = 0
+        while position >= 0:
+            # A token that ends elsewhere than its pattern says begins the search anew.
+            resume = -1
             for found in _TOKEN.finditer(text, position):
-                kind = found.lastgroup
-                if kind == "delimiter":
-                    kind = "raw"
                 start, end = found.span()
-                if kind == "directive":
-                    # A comment that begins in the directive and ends lines later belongs to it.
-                    whole = found.group()
-                    if "/*" in whole and "*/" not in whole[whole.rfind("/*") :]:
-                        opened = start + whole.rfind("/*")
-                        if '"' not in whole and "//" not in whole[: opened - start]:
-                            close = text.find("*/", end)
-                            line = text.find("\n", close) if close >= 0 else -1
-                            end = line if line >= 0 else len(text)
-                            restart = end
-                    was_active = self._active
-                    if was_active:
-                        out.append(text[at:start])
-                    else:
-                        out.append(" " * (start - at))
-                    self._directive(start, end)
+                first = text[start]
+                if first == "#":
+                    line = text.rfind("\n", 0, start) + 1
+                    if text[line:start].strip(" \t"):
+                        resume = start + 1
+                        break
+                    end, resume = self._directive_end(start, end)
+                    out.append(text[at:start] if self._active else " " * (start - at))
+                    self._directive(line, end)
                     out.append(" " * (end - start))
                     at = end
-                    if restart >= 0:
+                    if resume >= 0:
                         break
-                elif self._active:
+                    continue
+                if first == '"' and text[start - 1 : start] == "R":
+                    raw = _RAW.match(text, start)
+                    if raw is not None and _RAW_PREFIX.search(text, max(0, start - 4), start):
+                        end = resume = raw.end()
+                elif first == "'" and text[start - 1 : start].isalnum():
+                    if not _CHAR_PREFIX.search(text, max(0, start - 3), start):
+                        resume = start + 1  # 1'000
+                        break
+                if self._active:
                     out.append(text[at:start])
-                    if kind == "line" or kind == "block":
+                    if first == "/" or end - start < 2:
                         out.append(" " * (end - start))
-                    elif end - start >= 2:
-                        out.append('"' + " " * (end - start - 2) + '"')
                     else:
-                        out.append(" ")
+                        out.append('"' + " " * (end - start - 2) + '"')
                     at = end
-            if restart < 0:
-                break
-            position = restart
+                if resume >= 0:
+                    break
+            position = resume
         rest = text[at:]
         out.append(rest if self._active else " " * len(rest))
         if not self._active:
             self._result.cuts.append((self._off_since, len(text)))
         self._result.clean = "".join(out)
         return self._result
+
+    def _directive_end(self, start: int, end: int) -> tuple[int, int]:
+        """(end, where to go on) of a directive; a comment that begins in it belongs to it."""
+        text = self._text
+        opened = text.rfind("/*", start, end)
+        if opened < 0 or text.find("*/", opened, end) >= 0:
+            return end, -1
+        before = text[start:opened]
+        if '"' in before or "//" in before:
+            return end, -1
+        close = text.find("*/", end)
+        line = text.find("\n", close) if close >= 0 else -1
+        end = line if line >= 0 else len(text)
+        return end, end
 
     def _directive(self, start: int, end: int) -> None:
         found = _DIRECTIVE.match(self._text[start:end])
