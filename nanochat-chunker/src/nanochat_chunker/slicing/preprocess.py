@@ -154,10 +154,9 @@ class _Scanner:
                     raw = _RAW.match(text, start)
                     if raw is not None and _RAW_PREFIX.search(text, max(0, start - 4), start):
                         end = resume = raw.end()
-                elif first == "'" and text[start - 1 : start].isalnum():
-                    if not _CHAR_PREFIX.search(text, max(0, start - 3), start):
-                        resume = start + 1  # 1'000
-                        break
+                elif self._separates(first, start):
+                    resume = start + 1
+                    break
                 if self._active:
                     out.append(text[at:start])
                     if first == "/" or end - start < 2:
@@ -174,6 +173,12 @@ class _Scanner:
             self._result.cuts.append((self._off_since, len(text)))
         self._result.clean = "".join(out)
         return self._result
+
+    def _separates(self, first: str, start: int) -> bool:
+        """Whether a quote stands between digits: 1'000."""
+        if first != "'" or not self._text[start - 1 : start].isalnum():
+            return False
+        return not _CHAR_PREFIX.search(self._text, max(0, start - 3), start)
 
     def _directive_end(self, start: int, end: int) -> tuple[int, int]:
         """(end, where to go on) of a directive; a comment that begins in it belongs to it."""

@@ -9,7 +9,7 @@ from nanochat_chunker.slicing.configuration import STANDARD_HEADERS
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item, Scope
 from nanochat_chunker.slicing.preprocess import is_c
-from nanochat_chunker.slicing.system_headers import speaks_of, words_of
+from nanochat_chunker.slicing.system_headers import may_need, needs, words_of
 
 # What code that needs a header says, where it is not the header's name.
 _SPEAKS = {
@@ -83,23 +83,23 @@ class Renderer:
         project = graph.project
         paths = dict.fromkeys(graph.paths[i] for i in ids)
         root_paths = {graph.paths[i] for i in roots}
-        seen = 0
+        seen = around = 0
         for path in paths:
             seen |= project.closure[path]
-        if not any(seen >> project.bit[path] & 1 and self._external[path] for path in paths):
-            for path in paths:
-                seen |= graph.context(path)
+            around |= graph.context(path)
         c_only = all(path.endswith((".c", ".h")) for path in paths) and any(
             path.endswith(".c") for path in root_paths
         )
         words = words_of(text)
         lines: dict[str, None] = {}
         for path, found in self._external.items():
-            if not found or not seen >> project.bit[path] & 1:
+            bit = project.bit[path]
+            if not found or not around >> bit & 1:
                 continue
+            wanted = may_need if seen >> bit & 1 else needs
             for target, angle in found:
                 if target in STANDARD_HEADERS:
-                    if (not c_only or target.endswith(".h")) and speaks_of(words, target):
+                    if (not c_only or target.endswith(".h")) and wanted(words, target):
                         lines[f"#include <{target}>\n"] = None
                 elif path in root_paths or _mentions(text, target):
                     lines[f"#include <{target}>\n" if angle else f'#include "{target}"\n'] = None

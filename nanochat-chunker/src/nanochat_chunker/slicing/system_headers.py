@@ -75,12 +75,57 @@ _WORDS: Mapping[str, frozenset[str]] = {
 }
 
 
+# Of these not all words are known: enough to add them, too few to leave them out.
+_SOME_WORDS: Mapping[str, frozenset[str]] = {
+    header: frozenset(words.split())
+    for header, words in {
+        "cassert": "assert",
+        "cerrno": "errno EINTR ERANGE EINVAL ENOENT EAGAIN",
+        "cfloat": "DBL_MAX FLT_MAX DBL_EPSILON DBL_MIN FLT_EPSILON",
+        "climits": "INT_MAX INT_MIN UINT_MAX LONG_MAX CHAR_BIT LLONG_MAX ULLONG_MAX",
+        "cmath": "sqrt pow floor ceil fabs log exp sin cos tan atan2 isnan isinf isfinite abs round",
+        "cstddef": "size_t ptrdiff_t nullptr_t max_align_t offsetof",
+        "cstdint": "int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t uintptr_t "
+        "intptr_t INT64_MAX UINT64_MAX INT32_MAX UINT64_C INT64_C",
+        "cstdio": "printf fprintf snprintf FILE stderr stdout fopen fclose vsnprintf perror sprintf",
+        "cstdlib": "malloc free abort exit getenv realloc calloc atoi strtol strtod abs rand srand "
+        "EXIT_SUCCESS EXIT_FAILURE strtoul strtoull strtoll qsort system",
+        "cstring": "memcpy memset memcmp strlen strcmp strncmp memmove strchr strstr strerror memchr "
+        "strcpy strncpy strrchr",
+        "ctime": "time_t tm time localtime gmtime strftime clock",
+        "initializer_list": "initializer_list",
+        "iterator": "iterator_traits back_inserter reverse_iterator istream_iterator begin end next "
+        "forward_iterator_tag random_access_iterator_tag input_iterator_tag distance advance",
+        "limits": "numeric_limits",
+        "memory": "unique_ptr shared_ptr weak_ptr make_unique make_shared allocator "
+        "allocator_traits enable_shared_from_this addressof static_pointer_cast",
+        "new": "nothrow bad_alloc launder",
+        "ostream": "ostream endl",
+        "stdexcept": "runtime_error logic_error invalid_argument out_of_range",
+        "string": "string to_string wstring basic_string char_traits getline stoi",
+        "string_view": "string_view basic_string_view",
+        "system_error": "error_code system_error error_category",
+        "tuple": "tuple tie make_tuple tuple_size tuple_element forward_as_tuple",
+        "type_traits": "enable_if is_same is_integral decay conditional integral_constant true_type "
+        "false_type remove_reference is_base_of is_convertible enable_if_t decay_t is_void "
+        "aligned_storage underlying_type is_enum is_pod is_trivial is_arithmetic",
+        "utility": "move forward pair make_pair swap declval index_sequence exchange",
+    }.items()
+}
+
+
 def words_of(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(_WORD.findall(text))
 
 
-def speaks_of(words: frozenset[str], header: str) -> bool:
-    """Whether a document with these words may need a header of the standard library."""
+def may_need(words: frozenset[str], header: str) -> bool:
+    """Whether a document with these words may need a system header that its files include."""
     known = _WORDS.get(header)
     return known is None or not words.isdisjoint(known)
+
+
+def needs(words: frozenset[str], header: str) -> bool:
+    """Whether it surely speaks of a header, which its files then need not include themselves."""
+    known = _WORDS.get(header) or _SOME_WORDS.get(header, frozenset())
+    return not words.isdisjoint(known)
