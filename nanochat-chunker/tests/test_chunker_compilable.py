@@ -206,3 +206,21 @@ def test_ray_gives_the_same_bytes(make, tmp_path, flags):
     )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+def test_a_run_left_by_other_projects_of_the_same_names_does_not_mix_in(
+    make, tmp_path, monkeypatch
+):
+    first = make({"p/a.cc": "int first() { return 1; }\n"}, "first")
+    second = make({"p/a.cc": "int second() { return 2; }\n"}, "second")
+    out = ["--output", str(tmp_path / "out.jsonl"), "--compilable", "--executor", "serial"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nanochat_chunker.stages.write.Writer.finish", interrupt)
+        assert main(["--project-dirs", str(first), *out]) == 130
+        assert main(["--project-dirs", str(second), *out]) == 130
+    assert main(["--project-dirs", str(first), *out]) == 0
+    assert "first()" in (tmp_path / "out.jsonl").read_text()

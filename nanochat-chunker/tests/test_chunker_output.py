@@ -1,6 +1,7 @@
 """Shards while they are written, windows of the shuffle, addresses, statistics."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -206,3 +207,16 @@ def test_helps_import_nothing_heavy():
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_verify_and_annotate_through_the_command(make, tmp_path, capsys):
+    if not (shutil.which("clang++") or shutil.which("g++")):
+        pytest.skip("no C++ compiler on this machine")
+    folder = make({"p/a.cc": "int good() { return 1; }\n", "q/b.cc": "int bad() { return x; }\n"})
+    out = tmp_path / "out"
+    assert run(folder, out, "--compilable", "--val-fraction", "0") == 0
+    capsys.readouterr()
+    assert main(["verify", str(out), "--annotate", "--workers", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    rows = pq.read_table(out / "shard_00000.parquet").to_pylist()
+    assert {row["project"]: row["compiles"] for row in rows} == {"p": True, "q": False}

@@ -28,13 +28,13 @@ def test_every_flag_it_names_exists():
     for parser in (build_parser(), stats.parser(), verify.parser()):
         known |= {flag for action in parser._actions for flag in action.option_strings}
     named = {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])(--[a-z][a-z_-]+)", README)}
-    others = {"--data-dir", "--streaming"}  # of nanochat-train
+    others = {"--data-dir", "--streaming-data"}  # of nanochat-train
     assert named - others <= known
     assert len(named) > 20
 
 
 def test_every_command_it_shows_is_one():
-    for block in re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
             words = shlex.split(line.replace("[", "").replace("]", ""))
             assert not words or words[0] in ("pip", "nanochat-chunker", "nanochat-train")

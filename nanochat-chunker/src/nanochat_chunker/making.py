@@ -14,6 +14,7 @@ from nanochat_chunker.documents import Document, Packer, Root
 from nanochat_chunker.execution import ItemError
 from nanochat_chunker.files import Dropped, Project, show_path
 from nanochat_chunker.provenance.licences import LicenceFiles, both
+from nanochat_chunker.state import Material as StoredMaterial
 from nanochat_chunker.state import read_indexes, read_value
 from nanochat_chunker.survey import Reading, Survey, read_again
 from nanochat_chunker.tokens import Meter, make_meter
@@ -158,8 +159,8 @@ def _material(order: SliceOrder) -> _Material:
 
     rows = order.material
     if rows is None:
-        names: list[str] = read_value(order.state, MATERIAL, order.key)
-        rows = list(read_indexes(order.state, order.project.name, names))
+        stored: StoredMaterial = read_value(order.state, MATERIAL, order.key)
+        rows = list(read_indexes(order.state, stored))
     files: dict[str, Survey] = {}
     indexes = []
     for path, value in rows:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 _COMMIT_SECONDS = 1.0  # of work that a kill may cost
-_MANY = 500  # keys a query
+
+Material = Sequence[tuple[bytes, Sequence[str]]]  # keys of surveys, and paths of each
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS results (stage TEXT, key BLOB, value BLOB, PRIMARY KEY (stage, key));
-CREATE TABLE IF NOT EXISTS indexes (project TEXT, path TEXT, value BLOB,
-                                    PRIMARY KEY (project, path)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS indexes (key BLOB, path TEXT, value BLOB, PRIMARY KEY (key, path))
+                                    WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS headers (name TEXT, project INTEGER, path TEXT);
 CREATE INDEX IF NOT EXISTS headers_by_name ON headers (name);
 """
@@ -66,12 +67,12 @@ class State:
             (stage, key, pickle.dumps(value, pickle.HIGHEST_PROTOCOL)),
         )
 
-    def put_indexes(self, project: str, indexes: Iterable[tuple[str, bytes]]) -> None:
-        """Stores the indexes of files by their paths."""
+    def put_indexes(self, key: bytes, indexes: Iterable[tuple[str, bytes]]) -> None:
+        """Stores the indexes of files, by the key of their survey and their paths."""
         self._begin()
         self._database.executemany(
             "INSERT OR REPLACE INTO indexes VALUES (?,?,?)",
-            ((project, _text(path), value) for path, value in indexes),
+            ((key, _text(path), value) for path, value in indexes),
         )
 
     def set_headers(self, rows: Iterable[tuple[str, int, str]]) -> None:
@@ -108,21 +109,14 @@ class State:
         self._database.close()
 
 
-def read_indexes(path: str, project: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """The indexes of some files of a project, for a process that does not write."""
+def read_indexes(path: str, material: Material) -> Iterator[tuple[str, bytes]]:
+    """The indexes of files, for a process that does not write."""
     database = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
     try:
-        for start in range(0, len(names), _MANY):
-            some = {_text(name): name for name in names[start : start + _MANY]}
-            marks = ",".join("?" * len(some))
-            rows = database.execute(
-                f"SELECT path, value FROM indexes WHERE project=? AND path IN ({marks})",
-                (project, *some),
-            )
-            found = dict(rows)
-            for text, name in some.items():
-                if text in found:
-                    yield name, found[text]
+        for key, names in material:
+            found = dict(database.execute("SELECT path, value FROM indexes WHERE key=?", (key,)))
+            for name in names:
+                yield name, found[_text(name)]
     finally:
         database.close()
 

@@ -197,13 +197,12 @@ class _Orders:
             for key in keys:
                 yield key, ()
             return
-        paths = [file.path for file in material]
-        name = surveyed.project.name
-        self._state.put(MATERIAL, known, paths)
+        stored = surveyed.stored(self._state, material)
+        self._state.put(MATERIAL, known, stored)
         self._state.commit()  # the workers read it
         shared = None
         if not self._pool.shares_disk:
-            shared = list(read_indexes(str(self._state.path), name, paths))
+            shared = list(read_indexes(str(self._state.path), stored))
         order = SliceOrder(
             **self._common(index),
             key=known,

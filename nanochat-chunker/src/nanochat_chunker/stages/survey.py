@@ -17,7 +17,7 @@ from nanochat_chunker.provenance.commits import commit_of
 from nanochat_chunker.provenance.licences import LicenceFiles, licence_in
 from nanochat_chunker.records import Scan, local_copies, ranges, scan
 from nanochat_chunker.settings import Settings
-from nanochat_chunker.state import State, key_of
+from nanochat_chunker.state import Material, State, key_of
 from nanochat_chunker.survey import Brief, Reading, Survey, survey
 
 _BATCH_FILES = 128
@@ -43,6 +43,16 @@ class Surveyed:
     def files(self, state: State) -> list[Survey]:
         """The surveys of its files, by path."""
         return _load(state, self.batches)
+
+    def stored(self, state: State, files: Sequence[Survey]) -> Material:
+        """Where the indexes of `files`, some of its files, are stored."""
+        chosen = {file.path for file in files}
+        found = []
+        for key in [*self.batches, *self.materials]:
+            paths = [file.path for file in state.get(_STAGE, key) if file.path in chosen]
+            if paths:
+                found.append((key, paths))
+        return found
 
     def material(self, state: State) -> list[Survey]:
         """Of those that are there only because others include them."""
@@ -221,7 +231,7 @@ def _run(jobs: Iterator[Job], pool: Pool, state: State, progress: Progress) -> N
                     progress.note(f"{entry.path}: {reason} {detail}".strip())
             case Done(job):
                 found = files.pop(job.key, {})
-                state.put_indexes(job.payload.project.name, indexes.pop(job.key, []))
+                state.put_indexes(job.key, indexes.pop(job.key, []))
                 state.put(_STAGE, job.key, [found[n] for n in sorted(found)])
                 if state.tick():
                     state.commit()
