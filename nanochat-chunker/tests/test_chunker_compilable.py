@@ -224,3 +224,22 @@ def test_a_run_left_by_other_projects_of_the_same_names_does_not_mix_in(
         assert main(["--project-dirs", str(second), *out]) == 130
     assert main(["--project-dirs", str(first), *out]) == 0
     assert "first()" in (tmp_path / "out.jsonl").read_text()
+
+
+def test_a_tokenizer_counts_slices_exactly(make, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    from tokenizers import models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["int legs(const Base& base) { return base.legs; }"] * 9, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    out = tmp_path / "out"
+    flags = ["--project-dirs", str(make(zoo(1, 6))), "--output", str(out), "--compilable"]
+    flags += ["--tokenizer", str(tmp_path / "tokenizer.json"), "--max-tokens", "220"]
+    assert main([*flags, "--executor", "serial"]) == 0
+    found = rows(out)
+    assert {row["tokens"] for row in found} == {len(tokenizer.encode(row["text"])) for row in found}
+    assert 64 < max(row["tokens"] for row in found) <= 220

@@ -212,6 +212,8 @@ def _entry(path: str, entry: "os.DirEntry[str]") -> Entry:
 def show_path(path: str) -> str:
     """The path as text for documents: bytes that are not UTF-8 and control characters replaced."""
     text = os.fsencode(path).decode("utf-8", "replace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -97,8 +97,9 @@ class Spool:
         os.fsync(self._append.fileno())
 
     def read(self, offset: int, length: int) -> Document:
-        """A document that was flushed. May be called from another thread than `add`."""
-        text, rest = pickle.loads(os.pread(self._read.fileno(), length, offset))
+        """A document that was flushed. One thread reads at a time, and another may `add`."""
+        self._read.seek(offset)
+        text, rest = pickle.loads(self._read.read(length))
         tokens, paths, roots, *others = rest
         return Document(text.decode(), tokens, paths, tuple(Root(*root) for root in roots), *others)
 
