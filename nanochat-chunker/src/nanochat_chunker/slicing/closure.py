@@ -129,18 +129,17 @@ class Closure:
         for i in graph.directives:
             scope = graph.qualifiers[i]
             name = items[i].names[0]
-            target = graph.namespace_named(name, scope)
             if i in level:
-                if target and target not in present:
-                    del level[i]
                 continue
+            target = graph.namespace_named(name, scope)
             if graph.paths[i] not in paths or not self._seen >> graph.bits[i] & 1:
                 continue
             if scope and scope not in present:
                 continue
-            if target in present or (not target and name in ("std", "::std")):
+            if target in present or name in ("std", "::std"):
                 level[i] = FULL
         for i in [i for i in level if items[i].kind == "define"]:
             for j in symbols.undefs.get(items[i].names[0], ()):
-                if graph.paths[j] in paths and j > i:
+                # Those of other files come in pairs of headers, read again for each user.
+                if graph.paths[j] == graph.paths[i] and j > i:
                     level[j] = FULL

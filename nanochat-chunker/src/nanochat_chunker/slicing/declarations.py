@@ -159,6 +159,8 @@ def class_of(head: Head) -> Declared | None:
     chains = [chain for chain in chains if chain not in ("final", "typename", "sealed")]
     if not chains:
         return Declared(kind, ())
+    # `class EXPORT Name FINAL`: macros stand on both sides of the name.
+    chains = [chain for chain in chains if not _MACRO_WORD.fullmatch(chain)] or chains
     owner, _, name = chains[-1].rpartition("::")
     return Declared(kind, (name,), owner)
 

@@ -323,7 +323,7 @@ class Graph:
                     kind = items[j].kind
                     if kind == "namespace" and "::" in name:
                         target = next((u for u in items[j].uses if u != first), "")
-                        rest = f"{target}::{name.partition('::')[2]}"
+                        rest = f"{target}::{name.removeprefix('::').partition('::')[2]}"
                         if rest not in done:
                             done.add(rest)
                             todo.append(rest)
@@ -461,9 +461,23 @@ class Graph:
             found = self._extra[key] = tuple(dict.fromkeys(name for name in names if name))
         return found
 
+    def plain_name(self, name: str, depth: int = 0) -> str:
+        """A qualified name without the macro or the alias that it may begin with."""
+        first, colons, rest = name.removeprefix("::").partition("::")
+        macros = self.symbols.macros.get(first)
+        if macros:
+            first = self._chain_of(macros[0]) or first
+        aliases = [
+            j for j in self.symbols.table.get(first, ()) if self.items[j].kind == "namespace"
+        ]
+        if aliases and depth < 8:
+            target = next((use for use in self.items[aliases[0]].uses if use != first), first)
+            first = self.plain_name(target, depth + 1)
+        return first + colons + rest
+
     def namespace_named(self, name: str, scope: str) -> str:
         """The qualified project namespace that `name` means in `scope`, or ''."""
-        name = name.removeprefix("::")
+        name = self.plain_name(name)
         while True:
             qualified = f"{scope}::{name}" if scope else name
             if qualified in self.symbols.namespaces:

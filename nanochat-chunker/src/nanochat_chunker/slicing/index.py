@@ -15,8 +15,14 @@ _OBJECTIVE_C = re.compile(
 )
 
 
-def build(path: str, text: str, known: Lookup | None = None) -> FileIndex:
-    """The index of a file, with the macros of what was included before it, where they are known."""
+def build(
+    path: str, text: str, known: Lookup | None = None, shapes: Lookup | None = None
+) -> FileIndex:
+    """The index of a file.
+
+    `known` are the macros of what was included before it, where that is known; `shapes` those that
+    may be in force anywhere in it, undefined again or not: they tell where items begin and end.
+    """
     if "@" in text and _OBJECTIVE_C.search(text):
         return FileIndex(path, len(text), skipped="objective_c")
     prepared = preprocess(path, text, known)
@@ -28,8 +34,8 @@ def build(path: str, text: str, known: Lookup | None = None) -> FileIndex:
 
     def lookup(name: str) -> Macro | None:
         found = local.get(name)
-        if found is None and known is not None:
-            found = known(name)
+        if found is None and shapes is not None:
+            found = shapes(name)
         return found if found is not None else predefined(name)
 
     parsed = parse(text, prepared.clean, lookup)

@@ -4,7 +4,7 @@ import re
 from sys import intern
 
 _NAMES = re.compile(
-    r"(?:\.\s*|->\s*|>\s*::\s*|::\s*)?[A-Za-z_]\w*(?:\s*::\s*~?(?:template\s+)?[A-Za-z_]\w*)*"
+    r"(?:\.\s*|->\s*|>\s*::\s*|::\s*)?[A-Za-z_]\w*(?:::\s*~?(?:template\s+)?[A-Za-z_]\w*)*"
 )
 _OPERATOR_NAME = re.compile(
     r"(?:[A-Za-z_]\w*\s*)?::\s*operator\s*(?:<<|>>|[-+*/%&|^<>=!]=|[-+*/%<>&|^])"

@@ -188,7 +188,10 @@ class _Parser:
             parts = declarations.simplify(head)
             closing = at[close]
             declared = None
-            if declarations.assigns(parts) and declarations.function_of(parts) is None:
+            operator = "operator" in head[-24:]
+            if (head.rstrip().endswith("=") and not operator) or (
+                declarations.assigns(parts) and declarations.function_of(parts) is None
+            ):
                 collapsed.append("{}")
                 seen = closing + 1
                 i = close + 1
@@ -404,7 +407,7 @@ class _Parser:
             position = found.end()
         rest = text[position:].strip()
         if not rest or rest == ";":
-            return frames or None
+            return frames or "drop"
         if frames and text.count("{") != text.count("}"):
             return frames
         if rest.startswith("_Pragma"):
@@ -508,19 +511,8 @@ class _Parser:
 
 def _used(code: str) -> tuple[str, ...]:
     """The names that a using-declaration names, operators too."""
-    code = (
-        re.sub(
-            r"\s+|<.*",
-            lambda found: "<" if "operator<" in code and found[0][:1] == "<" else "",
-            code,
-        )
-        if "operator" not in code
-        else re.sub(r"\s+", "", code)
-    )
-    code = (
-        code.strip().removeprefix("using").removeprefix("enum").replace("typename", "").rstrip(";")
-    )
-    return tuple(part for part in code.split(",") if part)
+    code = "".join(code.split()).rstrip(";").removeprefix("using").removeprefix("enum")
+    return tuple(part for part in code.replace("typename", "").split(",") if part)
 
 
 def _after_spaces(code: str, position: int) -> int:

@@ -99,10 +99,20 @@ class Configured:
             return "not_in_configuration"
         if file.fragment:
             return "fragment"
-        for event in file.events:
-            if event.kind == "include" and event.value in ELSEWHERE:
-                return "other_platform"
+        if self._elsewhere(path) or any(
+            event.kind == "include"
+            and (target := self.resolve(path, str(event.value), event.extra)) is not None
+            and self._elsewhere(target)
+            for event in file.events
+        ):
+            return "other_platform"
         return ""
+
+    def _elsewhere(self, path: str) -> bool:
+        return any(
+            event.kind == "include" and event.value in ELSEWHERE
+            for event in self.files[path].events
+        )
 
     def _find_left_out(self) -> frozenset[str]:
         """Files that others include only where the configuration leaves it out."""
@@ -223,7 +233,14 @@ class Configured:
 
     def _shapes(self, name: str) -> bool:
         """Whether the macro `name` changes where items begin and end."""
-        return self.macro(name, self._seen) is not None
+        return self._ever(name, self._seen) is not None
+
+    def _ever(self, name: str, seen: int) -> Macro | None:
+        """The last definition of `name` in the files of `seen`, undefined again or not."""
+        for bit, macro in reversed(self._definers.get(name, ())):
+            if macro is not None and seen >> bit & 1:
+                return macro
+        return None
 
     def _rebuild(self, path: str) -> FileIndex:
         seen = self._seen
@@ -237,7 +254,7 @@ class Configured:
             return None
 
         self.rebuilt += 1
-        file = build(path, self._read_text(path), known)
+        file = build(path, self._read_text(path), known, lambda name: self._ever(name, seen))
         self.files[path] = file
         return file
 

@@ -23,6 +23,10 @@ _SPEAKS = {
     "cppunit": r"CppUnit|CPPUNIT",
     "windows": "DWORD|HANDLE|HMODULE|LPCTSTR",
 }
+_LIBRARIES = frozenset(
+    "zlib.h bzlib.h lz4.h lz4hc.h snappy.h zstd.h zdict.h sqlite3.h expat.h pcre.h curl/curl.h "
+    "openssl/ssl.h gtest/gtest.h gmock/gmock.h benchmark/benchmark.h gflags/gflags.h".split()
+)
 _MAX_KEPT = 64_000_000  # characters of items' texts
 
 
@@ -34,6 +38,7 @@ class Renderer:
         self._texts: dict[tuple[int, str], str] = {}
         self._kept = 0
         self._external = {path: _external(graph, path) for path in graph.project.files}
+        self._folders = _folders(graph.project.files)
 
     def render(self, level: Mapping[int, str], roots: Iterable[int]) -> str:
         """System includes, then the items in the order given, in their scopes."""
@@ -44,6 +49,7 @@ class Renderer:
         in_c = bool(roots) and all(is_c(self._graph.paths[i]) for i in roots)
         scope: Scope = ()
         defined: set[str] = set()
+        opened = {""}  # namespaces
         last = -2
         for i in ids:
             item = items[i]
@@ -58,13 +64,41 @@ class Renderer:
             elif (here := () if in_c else item.scope) != scope:
                 _switch(out, scope, here)
                 scope = here
+                opened.update(_prefixes(self._graph.qualifiers[i]))
             elif i != last + 1 and out:
                 out.append("\n")
+            if item.kind in ("namespace", "directive"):
+                out.append(self._declare_namespace(i, opened))
             out.append(self._text(i, level[i]))
             last = i
         _switch(out, scope, ())
         text = "".join(out)
         return "".join(self._includes(ids, roots, text)) + text
+
+    def _third_party(self, target: str, angle: bool, gives: bool, text: str) -> bool:
+        """Whether an include of a file that is no root's, and `gives` items or not, is needed."""
+        folder = target.rpartition("/")[0]
+        if folder and folder in self._folders:
+            return False  # a file of the project itself, generated
+        if gives and (angle or target in _LIBRARIES):
+            return True
+        return bool(folder) and _mentions(text, target)
+
+    def _declare_namespace(self, i: int, opened: set[str]) -> str:
+        """The namespace that an alias or a directive names, where nothing of it came before."""
+        graph, item = self._graph, self._graph.items[i]
+        names = item.names if item.kind == "directive" else item.uses
+        for name in names:
+            if item.kind == "namespace" and name == item.names[0]:
+                continue
+            target = graph.namespace_named(name, graph.qualifiers[i])
+            if not target or target in opened or graph.qualifiers[i] or target == "std":
+                continue
+            opened.update(_prefixes(target))
+            parts = target.split("::")
+            opening = " ".join(f"namespace {part} {{" for part in parts)
+            return f"{opening} {'}' * len(parts)}\n"
+        return ""
 
     def _text(self, i: int, level: str) -> str:
         text = self._texts.get((i, level))
@@ -101,9 +135,18 @@ class Renderer:
                 if target in STANDARD_HEADERS:
                     if (not c_only or target.endswith(".h")) and wanted(words, target):
                         lines[f"#include <{target}>\n"] = None
-                elif path in root_paths or _mentions(text, target):
+                elif path in root_paths or self._third_party(target, angle, path in paths, text):
                     lines[f"#include <{target}>\n" if angle else f'#include "{target}"\n'] = None
         return [*lines, "\n"] if lines else []
+
+
+def _folders(paths: Iterable[str]) -> frozenset[str]:
+    """The folders of a project, by every end of their paths: what is missing there is generated."""
+    found = {""}
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        parts = folder.split("/")
+        found.update("/".join(parts[i:]) for i in range(len(parts)))
+    return frozenset(found)
 
 
 def _mentions(text: str, target: str) -> bool:
@@ -127,6 +170,12 @@ def _external(graph: Graph, path: str) -> tuple[tuple[str, bool], ...]:
             if graph.project.resolve(path, item.names[0], angle) is None:
                 found.append((item.names[0], angle))
     return tuple(found)
+
+
+def _prefixes(qualifier: str) -> Iterable[str]:
+    while qualifier:
+        yield qualifier
+        qualifier = qualifier.rpartition("::")[0]
 
 
 def _switch(out: list[str], old: Scope, new: Scope) -> None:

@@ -41,7 +41,7 @@ class Symbols:
         if item.kind == "undef":
             self.undefs[item.names[0]].append(i)
             return
-        if item.kind not in NAMED:
+        if item.kind not in NAMED or (item.kind == "call" and "body" in item.flags):
             return
         qualifier = item.qualifier
         if item.owner:
