@@ -68,7 +68,7 @@ def wilson(passed: int, total: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     half /= 1 + z * z / total
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def tree_sitter_nodes(characters: int) -> Splitter:
