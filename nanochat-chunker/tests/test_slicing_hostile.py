@@ -21,7 +21,7 @@ int A<int>::f() const -> int { return F(1) ? '{' : "}"[0]; }
 def run(text):
     index = index_file("a.cc", text)
     assert pickle.loads(pickle.dumps(index)) == index
-    options = SliceOptions(100_000)
+    options = SliceOptions(20_000)
     return list(slice_project([index], lambda path: text, options, len))
 
 

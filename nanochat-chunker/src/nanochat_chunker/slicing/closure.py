@@ -31,6 +31,7 @@ class Closure:
         self.size = 0  # of its text in characters, about
         self._seen = graph.context(path)
         self._todo: list[tuple[int, int]] = []  # item, calls away from the root
+        self._journal: list[tuple[int, str | None]] = []  # items and their level before
         self._waiting: set[int] = set()  # what comes along once all its types are there
 
     def add(self, roots: Iterable[int]) -> None:
@@ -50,11 +51,21 @@ class Closure:
                     self._waiting.discard(j)
                     self._need(j, 0)
 
-    def save(self) -> tuple[dict[int, str], list[int], int, set[int]]:
-        return dict(self.level), list(self.roots), self.size, set(self._waiting)
+    def save(self) -> tuple[int, int, int, frozenset[int]]:
+        """A mark to which `restore` goes back."""
+        return len(self._journal), len(self.roots), self.size, frozenset(self._waiting)
 
-    def restore(self, saved: tuple[dict[int, str], list[int], int, set[int]]) -> None:
-        self.level, self.roots, self.size, self._waiting = saved
+    def restore(self, saved: tuple[int, int, int, frozenset[int]]) -> None:
+        """Forgets what was added since `save`."""
+        length, roots, self.size, waiting = saved
+        for i, old in reversed(self._journal[length:]):
+            if old is None:
+                del self.level[i]
+            else:
+                self.level[i] = old
+        del self._journal[length:]
+        del self.roots[roots:]
+        self._waiting = set(waiting)
 
     def finished(self) -> dict[int, str]:
         """The items with the directives they stood under, in the project's order."""
@@ -68,6 +79,7 @@ class Closure:
             return
         if old is not None:
             self.size -= self.graph.size(i, old) + _OVERHEAD
+        self._journal.append((i, old))
         self.level[i] = level
         self.size += self.graph.size(i, level) + _OVERHEAD
         self._todo.append((i, distance))

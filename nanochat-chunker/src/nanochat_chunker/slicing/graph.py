@@ -1,6 +1,7 @@
 """What each item of a project needs: its names resolved to other items, once for all documents."""
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,7 +16,11 @@ from nanochat_chunker.slicing.symbols import Symbols
 
 _TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
 _MAX_CALLS = 200  # different calls of one macro that are expanded within one item
+_MAX_OF_ONE_NAME = 256  # before and after a use; overloads in real projects are fewer
+_DECLARATIONS = frozenset(("prototype", "forward", "extern"))
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
+
+_LONGEST_NAME = 500  # characters of a qualified name that is looked for
 
 
 class Graph:
@@ -299,10 +304,11 @@ class Graph:
                     body = self._chain_of(macro)
                     if body and "::" in name:
                         rest = f"{body}::{name.removeprefix('::').partition('::')[2]}"
-                        if rest not in done:
+                        # A name that means itself and more would grow without end.
+                        if rest not in done and len(rest) <= _LONGEST_NAME:
                             done.add(rest)
                             todo.append(rest)
-            groups = symbols.candidates(name, qualifier, extra)
+            groups = [_near(group, i) for group in symbols.candidates(name, qualifier, extra)]
             chosen: list[int] = []
             for group in groups:
                 chosen = [j for j in group if closure >> bits[j] & 1 and j != i]
@@ -317,6 +323,9 @@ class Graph:
                         break
             if not chosen and "::" not in name:
                 chosen = [j for j in symbols.by_last_name(name) if closure >> bits[j] & 1]
+            if chosen and name in item.names and "special" not in item.flags:
+                # Its own name asks only for what declared it before, default arguments and all.
+                chosen = [j for j in chosen if j < i and items[j].kind in _DECLARATIONS][-8:]
             if chosen:
                 for j in self._choose(i, chosen):
                     found.add(j)
@@ -324,7 +333,8 @@ class Graph:
                     if kind == "namespace" and "::" in name:
                         target = next((u for u in items[j].uses if u != first), "")
                         rest = f"{target}::{name.removeprefix('::').partition('::')[2]}"
-                        if rest not in done:
+                        # A name that means itself and more would grow without end.
+                        if rest not in done and len(rest) <= _LONGEST_NAME:
                             done.add(rest)
                             todo.append(rest)
         return tuple(sorted(found))
@@ -424,6 +434,8 @@ class Graph:
         if classes or forwards:
             if early:
                 chosen.append(early[-1])
+                if "template" in items[early[-1]].flags:  # a forward may hold the defaults
+                    chosen.extend([j for j in forwards if j < early[-1]][:1])
             else:
                 chosen.extend([j for j in forwards if j < i][-1:] or forwards[:1])
                 chosen.extend(classes[:1])
@@ -438,7 +450,7 @@ class Graph:
         if [j for j in externs if j < i]:
             chosen.append(externs[0])
         else:
-            chosen.extend(variables or externs)
+            chosen.extend([j for j in variables if j < i][-1:] or variables[:1] or externs[:1])
         for kind in ("enum", "alias", "using", "namespace", "call"):
             chosen.extend(by_kind.get(kind, ()))
         return chosen
@@ -485,6 +497,14 @@ class Graph:
             if not scope:
                 return ""
             scope = scope.rpartition("::")[0]
+
+
+def _near(group: tuple[int, ...], i: int) -> tuple[int, ...]:
+    """Of items of one name those around `i`, where there are very many."""
+    if len(group) <= _MAX_OF_ONE_NAME:
+        return group
+    place = bisect_left(group, i)
+    return group[max(0, place - _MAX_OF_ONE_NAME) : place + _MAX_OF_ONE_NAME]
 
 
 def _bodies(members: tuple[Item, ...]) -> int:
