@@ -49,3 +49,16 @@ def test_no_input_crashes_hangs_or_fails(monkeypatch):
                     failures.append((job.items[number], reason, detail))
     assert not failures
     assert documents > count
+
+
+def test_a_name_that_means_itself_and_more_does_not_hang(monkeypatch):
+    """Found by mutation: `at::T` meant `at::impl::T`, that `at::impl::impl::T`, and so on."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    tasks = importlib.import_module("fuzz_tasks")
+    text = (
+        "namespace at { namespace impl { struct T {}; } }\n#define at at::impl\n"
+        "at::T make(at::T x) { return x; }\n"
+    )
+    with ProcessPool(1, Limits(seconds=5)) as pool:
+        events = list(pool.run([Job(0, tasks.check_texts, None, [{"a.h": text, "b.cc": text}])]))
+    assert [event for event in events if isinstance(event, Failure)] == []

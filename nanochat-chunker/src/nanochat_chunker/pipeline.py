@@ -4,6 +4,7 @@ Passes over the disk keep memory small. Each step is a module in `stages/` and p
 into the state, so that a run that was killed goes on where it was.
 """
 
+import importlib.util
 from collections import Counter
 from typing import Any
 
@@ -76,6 +77,11 @@ def run(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
 
 def _check_installed(settings: Settings) -> None:
     """What a flag needs is there, or it is said before any work."""
+    if settings.semantic and importlib.util.find_spec("nanochat_chunker.semantic") is None:
+        raise UsageError(
+            "--semantic, slices by libclang, is not in this version",
+            "Leave it: slices are then made with tree-sitter",
+        )
     if settings.near_duplicates is not None:
         from nanochat_chunker.neardup import check_installed
 

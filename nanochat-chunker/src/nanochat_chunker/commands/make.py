@@ -70,8 +70,7 @@ def _add_documents(group: Any) -> None:
     add("--cross-depth", type=int, default=3, metavar="N",
         help="with --compilable: how many calls away from its root a function still brings its "
         "body (default: %(default)s)")
-    add("--semantic", action="store_true",
-        help="with --compilable: find what a definition needs with libclang")
+    add("--semantic", action="store_true", help=argparse.SUPPRESS)  # see pipeline
     add("--max-tokens", type=int, default=16384, metavar="N",
         help="longest document (default: %(default)s)")
     add("--tokenizer", type=Path, metavar="PATH",
