@@ -50,9 +50,11 @@ def main() -> None:
         del texts, indexes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parse, whole = total["parse"], total["index"] + total["slice"]
-    print(f"all: {total['files']} files, {total['bytes'] / 1e6:.0f} MB, {total['documents']} documents")
-    print(f"raw parse {parse:.1f} s CPU, {total['bytes'] / parse / 1e6:.1f} MB/s")
-    print(f"index {total['index'] / parse:.2f}x, whole job {whole / parse:.2f}x; peak {peak:.2f} GiB")
+    size = total["bytes"] / 1e6
+    print(f"all: {total['files']} files, {size:.0f} MB, {total['documents']} documents")
+    print(f"raw parse {parse:.1f} s CPU, {size / parse:.1f} MB/s")
+    print(f"index {total['index'] / parse:.2f}x, whole job {whole / parse:.2f}x")
+    print(f"peak memory {peak:.2f} GiB")
 
 
 def raw_parse(texts: dict[str, str]) -> float:

@@ -147,7 +147,8 @@ CASES = {
         "a.cc": '#include "a.h"\nint f() { return one + two; }\n',
     },
     "a macro that shares its name with a class": {
-        "a.h": "class Lock { public: explicit Lock(int*); };\n#define Lock(x) static_assert(0, x)\n",
+        "a.h": "class Lock { public: explicit Lock(int*); };\n"
+        "#define Lock(x) static_assert(0, x)\n",
         "a.cc": '#include "a.h"\nvoid f(int* m) { Lock lock{m}; }\n',
     },
     "constructors with initialisers, function-try-blocks": {

@@ -59,11 +59,12 @@ class Ladder:
         """Documents of as many neighbouring roots as fit."""
         at = 0
         while at < len(roots):
-            for detail in self._rungs[-2:]:
-                closure = Closure(self._graph, path, detail, limit)
+            for detail, room in zip(self._rungs[-2:], (limit * _ROOM, limit), strict=False):
+                closure = Closure(self._graph, path, detail, room)
                 closure.add(roots[at : at + 1])
-                if closure.size <= limit * _ROOM:
+                if closure.size <= room:
                     break
+            closure.limit = limit
             if closure.size > limit:
                 at += 1
                 continue

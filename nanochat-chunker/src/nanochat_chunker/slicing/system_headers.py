@@ -109,7 +109,7 @@ _SOME_WORDS: Mapping[str, frozenset[str]] = {
         "string_view": "string_view basic_string_view",
         "system_error": "error_code system_error error_category",
         "tuple": "tuple tie make_tuple tuple_size tuple_element forward_as_tuple",
-        "type_traits": "enable_if is_same is_integral decay conditional integral_constant true_type "
+        "type_traits": "enable_if is_same is_integral decay conditional true_type "
         "false_type remove_reference is_base_of is_convertible enable_if_t decay_t is_void "
         "aligned_storage underlying_type is_enum is_pod is_trivial is_arithmetic",
         "utility": "move forward pair make_pair swap declval index_sequence exchange",
