@@ -75,14 +75,16 @@ class Renderer:
         text = "".join(out)
         return "".join(self._includes(ids, roots, text)) + text
 
-    def _third_party(self, target: str, angle: bool, gives: bool, text: str) -> bool:
+    def _third_party(
+        self, target: str, angle: bool, gives: bool, text: str, begins: frozenset[str]
+    ) -> bool:
         """Whether an include of a file that is no root's, and `gives` items or not, is needed."""
         folder = target.rpartition("/")[0]
         if folder and folder in self._folders:
             return False  # a file of the project itself, generated
         if gives and (angle or target in _LIBRARIES):
             return True
-        return bool(folder) and _mentions(text, target)
+        return bool(folder) and _mentions(text, begins, target)
 
     def _declare_namespace(self, i: int, opened: set[str]) -> str:
         """The namespace that an alias or a directive names, where nothing of it came before."""
@@ -125,6 +127,7 @@ class Renderer:
             path.endswith(".c") for path in root_paths
         )
         words = words_of(text)
+        begins = _begins(words)
         lines: dict[str, None] = {}
         for path, found in self._external.items():
             bit = project.bit[path]
@@ -135,7 +138,9 @@ class Renderer:
                 if target in STANDARD_HEADERS:
                     if (not c_only or target.endswith(".h")) and wanted(words, target):
                         lines[f"#include <{target}>\n"] = None
-                elif path in root_paths or self._third_party(target, angle, path in paths, text):
+                elif path in root_paths or self._third_party(
+                    target, angle, path in paths, text, begins
+                ):
                     lines[f"#include <{target}>\n" if angle else f'#include "{target}"\n'] = None
         return [*lines, "\n"] if lines else []
 
@@ -149,11 +154,21 @@ def _folders(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _mentions(text: str, target: str) -> bool:
+def _mentions(text: str, begins: frozenset[str], target: str) -> bool:
     """Whether code speaks of a header that is neither the project's nor the system's."""
-    words = [word for word in re.split(r"[/.]", target)[:-1] if len(word) > 2]
-    words = [_SPEAKS.get(word, rf"{re.escape(word)}(?:::|_)") for word in words]
-    return bool(words) and re.search(rf"\b(?:{'|'.join(words)})", text, re.IGNORECASE) is not None
+    for word in re.split(r"[/.]", target)[:-1]:
+        speaks = _SPEAKS.get(word)
+        if speaks is not None:
+            if re.search(rf"\b(?:{speaks})", text):
+                return True
+        elif len(word) > 2 and word.lower() in begins:
+            return True
+    return False
+
+
+def _begins(words: Iterable[str]) -> frozenset[str]:
+    """What the words of a text begin with, up to a `_`, in small letters."""
+    return frozenset(word.partition("_")[0].lower() for word in words)
 
 
 def paths_of(graph: Graph, level: Mapping[int, str]) -> tuple[str, ...]:
