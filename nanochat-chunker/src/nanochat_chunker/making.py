@@ -53,7 +53,6 @@ class SliceOrder(Order):
     key: bytes = b""
     state: str = ""  # the file of the state, for processes of the machine that writes it
     cross_depth: int = 3
-    engine: str = "tree-sitter"
     material: Sequence[tuple[str, bytes]] | None = None
 
     def __hash__(self) -> int:
@@ -114,11 +113,23 @@ def make_slices(order: SliceOrder, items: Sequence[str]) -> Iterator[Made]:
 def _slices(material: "_Material", items: Sequence[str]) -> Iterator[Made]:
     for path in items:
         file = material.files[path]
+        if reason := material.slicer.skipped(path):
+            yield Made([], notes=Counter({DROPPED + _plain(reason): 1}))
+            continue
         documents = [material.document(piece) for piece in material.slicer.slices_of(path)]
         notes = Counter({f"decoded_{file.encoding}": 1} if file.encoding != "utf-8" else {})
         if not documents:
             notes["files_without_documents"] += 1
         yield Made(documents, 1, file.size, notes)
+
+
+def _plain(reason: str) -> str:
+    """A reason as the manifest counts it; the engine names errors by their class."""
+    if not reason[:1].isupper():
+        return reason
+    return {"MemoryError": "out_of_memory", "RecursionError": "too_deep"}.get(
+        reason, "internal_error"
+    )
 
 
 @dataclass

@@ -10,7 +10,7 @@ from nanochat_chunker import __version__
 
 FORMAT = 2
 # What has a say in the documents, where it is installed.
-_PACKAGES = ("pyarrow", "tree-sitter", "tree-sitter-cpp", "libclang", "detect-secrets", "rensa")
+_PACKAGES = ("pyarrow", "detect-secrets", "rensa")
 
 
 @dataclass

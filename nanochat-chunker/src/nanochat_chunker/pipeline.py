@@ -80,7 +80,7 @@ def _check_installed(settings: Settings) -> None:
     if settings.semantic and importlib.util.find_spec("nanochat_chunker.semantic") is None:
         raise UsageError(
             "--semantic, slices by libclang, is not in this version",
-            "Leave it: slices are then made with tree-sitter",
+            "Leave it: slices are then made without it",
         )
     if settings.near_duplicates is not None:
         from nanochat_chunker.neardup import check_installed

@@ -18,8 +18,12 @@ class ProjectSlicer:
         options: SliceOptions,
         measure: Callable[[str], int],
     ) -> None:
-        graph = Graph(Configured(files, read_text, options.project))
-        self._ladder = Ladder(graph, options, measure)
+        self._project = Configured(files, read_text, options.project)
+        self._ladder = Ladder(Graph(self._project), options, measure)
+
+    def skipped(self, path: str) -> str:
+        """Why a file is the root of no document; '' where it may be."""
+        return self._project.skipped(path)
 
     def slices_of(self, path: str) -> Iterator[Slice]:
         return self._ladder.documents(path)

@@ -208,7 +208,6 @@ class _Orders:
             key=known,
             state=str(self._state.path),
             cross_depth=self._settings.cross_depth,
-            engine="libclang" if self._settings.semantic else "tree-sitter",
         )
         for key, batch in zip(keys, batches, strict=True):
             yield key, (make_slices, order, [file.path for file in batch], False, shared, known)
