@@ -34,7 +34,7 @@ def chunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., A
 
     def run(folder: Path, *flags: str) -> tuple[list[str], dict[str, Any]]:
         out = tmp_path / "out.jsonl"
-        common = ["--output", str(out), "--workers", "1", "--overwrite"]
+        common = ["--output", str(out), "--executor", "serial", "--overwrite"]
         status = main(["--project-dirs", str(folder), *common, *flags])
         assert status == 0, capsys.readouterr().err
         lines = out.read_text(encoding="utf-8").split("\n")

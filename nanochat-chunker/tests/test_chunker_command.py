@@ -4,14 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-import nanochat_chunker
+import nanochat_chunker.stages.write
 from nanochat_chunker.cli import main
 
 COMMAND = [sys.executable, "-m", "nanochat_chunker"]
@@ -62,7 +60,10 @@ def test_shards_as_the_users_type_it(projects, tmp_path):
         f"src/{i}.cc" for i in range(60)
     )
     for row in rows:
-        assert list(row) == ["text", "project", "paths", "tokens"]
+        assert list(row) == [
+            "text", "project", "paths", "tokens", "mode", "roots", "rung", "complete", "unresolved",
+            "license", "commit", "generated", "vendored", "compiles",
+        ]  # fmt: skip
         assert row["tokens"] == -(-len(row["text"].encode()) // 4) <= 128
         assert all(f"// {path}\n" in row["text"] for path in row["paths"])
     assert [row["project"] for row in rows] != sorted(row["project"] for row in rows)
@@ -71,7 +72,7 @@ def test_shards_as_the_users_type_it(projects, tmp_path):
 def test_row_groups_are_of_1024_compressed_with_zstd(make, tmp_path):
     folder = make({f"p/{i}.c": f"int v{i} = 0;\n" * 12 for i in range(1300)})
     out = tmp_path / "out"
-    flags = ["--max-tokens", "64", "--val-fraction", "0", "--workers", "1"]
+    flags = ["--max-tokens", "64", "--val-fraction", "0", "--executor", "serial"]
     assert main(["--project-dirs", str(folder), "--output", str(out), *flags]) == 0
     metadata = pq.ParquetFile(out / "shard_00000.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1024, 276]
@@ -123,7 +124,7 @@ def test_jsonl_holds_out_beside_when_asked(projects, chunk, tmp_path):
 @pytest.mark.parametrize("name", ["out", "out.jsonl"])
 def test_a_complete_output_is_replaced_only_when_asked(projects, tmp_path, capsys, name):
     out = tmp_path / "place" / name
-    flags = ["--project-dirs", str(projects), "--output", str(out), "--workers", "1"]
+    flags = ["--project-dirs", str(projects), "--output", str(out), "--executor", "serial"]
     assert main([*flags, "--max-tokens", "64", "--documents-per-shard", "5"]) == 0
     before = contents(out.parent if out.is_file() else out)
     assert main([*flags, "--max-tokens", "512"]) == 2
@@ -142,7 +143,7 @@ def test_a_folder_of_somebody_else_is_left_alone(projects, tmp_path, capsys):
     out = tmp_path / "data"
     out.mkdir()
     (out / "shard_00000.parquet").write_bytes(b"theirs")
-    flags = ["--project-dirs", str(projects), "--output", str(out), "--workers", "1"]
+    flags = ["--project-dirs", str(projects), "--output", str(out), "--executor", "serial"]
     for extra in ([], ["--overwrite"]):
         assert main([*flags, *extra]) == 2
         assert "not from nanochat-chunker" in capsys.readouterr().err
@@ -168,7 +169,20 @@ BAD = {
     "tokenizer broken": (["--tokenizer", "{tmp}/file.c"], "cannot load the tokenizer"),
     "not a number": (["--max-tokens", "many"], "invalid int"),
     "unknown flag": (["--max-token", "5"], "unrecognized arguments"),
-    "remote output": (["--output", "s3://bucket/out"], "not a local path"),
+    "unknown kind of address": (["--output", "nosuch://bucket/out"], "cannot open nosuch://"),
+    "commits": (["--commit-mode"], "made of files"),
+    "depth": (["--cross-depth", "-1"], "--cross-depth"),
+    "semantic of nothing": (["--semantic"], "Add --compilable"),
+    "both inputs": (["--cross-file", "--inputs", "{tmp}/file.c"], "one of both"),
+    "no inputs": (["--cross-file"], "--inputs"),
+    "unknown executor": (["--executor", "threads"], "processes, serial, ray"),
+    "little memory": (["--max-memory", "10M"], "too little"),
+    "no size": (["--max-memory", "much"], "is not a size"),
+    "no time": (["--max-seconds-per-file", "0"], "--max-seconds-per-file"),
+    "similarity": (["--near-duplicates", "7"], "0.5 to 1"),
+    "unknown redaction": (["--redact", "names"], "secrets, emails"),
+    "unknown kind to skip": (["--skip", "tests"], "generated, vendored"),
+    "small window": (["--shuffle-window", "10"], "--shuffle-window"),
     "output is a file": (["--output", "{tmp}/file.c"], "is a file"),
 }
 
@@ -180,7 +194,14 @@ def test_bad_input_is_one_message_and_status_2(projects, tmp_path, capsys, case)
     (tmp_path / "file.c").write_text("int a;\n")
     extra, message = BAD[case]
     before = sorted(tmp_path.rglob("*"))
-    flags = ["--project-dirs", str(projects), "--output", str(tmp_path / "out"), "--workers", "1"]
+    flags = [
+        "--project-dirs",
+        str(projects),
+        "--output",
+        str(tmp_path / "out"),
+        "--executor",
+        "serial",
+    ]
     try:
         status = main([*flags, *(flag.format(tmp=tmp_path) for flag in extra)])
     except SystemExit as end:  # argparse
@@ -203,25 +224,25 @@ def test_a_full_disk_ends_in_one_message_and_an_incomplete_folder(
     projects, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "out"
-    flags = ["--project-dirs", str(projects), "--output", str(out), "--workers", "1"]
+    flags = ["--project-dirs", str(projects), "--output", str(out), "--executor", "serial"]
     flags += ["--max-tokens", "64", "--documents-per-shard", "10"]
     with monkeypatch.context() as patch:
-        write = nanochat_chunker.output.write_parquet
+        write = nanochat_chunker.stages.write.write_parquet
 
         def fills_up(path, rows, level):
-            if path.name == "shard_00001.parquet":
+            if "shard_00001.parquet" in path.name:
                 raise OSError(28, "No space left on device", str(path))
             write(path, rows, level)
 
-        patch.setattr("nanochat_chunker.output.write_parquet", fills_up)
+        patch.setattr("nanochat_chunker.stages.write.write_parquet", fills_up)
         assert main(flags) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "No space left" in error
     assert not (out / "_COMPLETE").exists()
-    assert not list(out.glob(".work-*"))
     assert main(flags) == 0
     assert (out / "_COMPLETE").exists()
+    assert not (out / ".work").exists()
 
 
 def test_a_killed_run_is_not_complete_and_can_be_repeated(make, tmp_path):
@@ -238,7 +259,7 @@ def test_a_killed_run_is_not_complete_and_can_be_repeated(make, tmp_path):
         running.send_signal(signal.SIGKILL)
         running.wait()
     assert not (out / "_COMPLETE").exists()
-    assert list(out.glob(".work-*"))
+    assert (out / ".work").exists()
     done = command(*flags)
     assert done.returncode == 0, done.stderr
     assert sorted(contents(out)) == [
@@ -251,10 +272,12 @@ def test_a_killed_run_is_not_complete_and_can_be_repeated(make, tmp_path):
 def test_workers_do_not_outlive_a_killed_parent():
     script = (
         "import os, time\n"
-        "from nanochat_chunker.workers import executor\n"
+        "from nanochat_chunker.execution import Job, Limits, make_pool\n"
+        "from nanochat_chunker.survey import survey\n"
         "if __name__ == '__main__':\n"
-        "    with executor(2) as pool:\n"
-        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    with make_pool('processes', workers=2, limits=Limits()) as pool:\n"
+        "        list(pool.run([Job(0, survey, None, [])]))\n"
+        "        print(pool._workers[0].process.pid, flush=True)\n"
         "        time.sleep(60)\n"
     )
     parent = subprocess.Popen(
@@ -286,7 +309,7 @@ def test_two_runs_to_one_place(projects, tmp_path, capsys):
     out.mkdir()
     with (out / ".nanochat-chunker.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        flags = ["--project-dirs", str(projects), "--output", str(out), "--workers", "1"]
+        flags = ["--project-dirs", str(projects), "--output", str(out), "--executor", "serial"]
         assert main(flags) == 2
         assert "another run" in capsys.readouterr().err
     assert main(flags) == 0
@@ -296,28 +319,26 @@ def test_interrupted(projects, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nanochat_chunker.pipeline.pack_project", interrupt)
-    flags = ["--project-dirs", str(projects), "--output", str(tmp_path / "out"), "--workers", "1"]
+    monkeypatch.setattr("nanochat_chunker.pipeline.choose", interrupt)
+    flags = [
+        "--project-dirs",
+        str(projects),
+        "--output",
+        str(tmp_path / "out"),
+        "--executor",
+        "serial",
+    ]
     assert main(flags) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_worker_that_dies_is_said(projects, tmp_path, capsys, monkeypatch):
-    class Broken:
-        def submit(self, *_):
-            raise BrokenProcessPool
-
-    monkeypatch.setattr("nanochat_chunker.pipeline.executor", lambda _: nullcontext(Broken()))
-    assert main(["--project-dirs", str(projects), "--output", str(tmp_path / "out")]) == 1
-    assert "fewer --workers" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("[!.]*"))
 
 
 def test_one_document_leaves_nothing_to_hold_out_and_says_so(make, tmp_path, capsys):
     folder = make({"p/a.c": "int a;\n"})
     assert (
-        main(["--project-dirs", str(folder), "--output", str(tmp_path / "o"), "--workers", "1"])
+        main(
+            ["--project-dirs", str(folder), "--output", str(tmp_path / "o"), "--executor", "serial"]
+        )
         == 0
     )
     assert "no validation shard" in capsys.readouterr().out

@@ -127,13 +127,13 @@ def test_a_file_that_changes_between_the_passes_is_dropped(make, chunk, monkeypa
     folder = make({"p/a.c": "int a;\n", "p/b.c": "int b;\n"})
     from nanochat_chunker import pipeline
 
-    pack = pipeline.pack_project
+    choose = pipeline.choose
 
-    def change_then_pack(*args):
+    def change_then_choose(*args):
         (folder / "p" / "a.c").write_text("int changed;\n")
-        return pack(*args)
+        return choose(*args)
 
-    monkeypatch.setattr(pipeline, "pack_project", change_then_pack)
+    monkeypatch.setattr(pipeline, "choose", change_then_choose)
     texts, manifest = chunk(folder)
     assert texts == ["// b.c\nint b;\n"]
     assert manifest["files"]["dropped"] == {"changed_while_reading": 1}

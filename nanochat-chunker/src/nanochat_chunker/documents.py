@@ -1,20 +1,43 @@
-"""Packing the files of a project into documents of bounded length."""
+"""A document, and packing the files of a project into documents of bounded length."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nanochat_chunker.splitting import split_text
 from nanochat_chunker.tokens import Meter
 
 
+class Root(NamedTuple):
+    """A definition that a document was built around. `line` counts from 1."""
+
+    path: str
+    line: int
+    name: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class Document:
-    """A text of at most the budget, and the files it was packed from, in their order."""
+    """A text of at most the budget, the files it is made of in order, and what is known of it.
+
+    `rung` is the step of the ladder of detail of a slice, empty for packed files; `complete` says
+    whether each root's body is in it. Origin: an SPDX expression over its files, their commit where
+    it is one, and whether all of them are generated or vendored.
+    """
 
     text: str
     tokens: int
-    paths: list[str]
+    paths: tuple[str, ...]
+    roots: tuple[Root, ...] = ()
+    rung: str = ""
+    complete: bool = True
+    unresolved: tuple[str, ...] = ()
+    licence: str = ""
+    commit: str | None = None
+    generated: bool = False
+    vendored: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,7 @@ class Packer:
         self._open_units = 0
         for piece in carried:
             self._append(piece)
-        paths = list(dict.fromkeys(piece.path for piece in pieces))
+        paths = tuple(dict.fromkeys(piece.path for piece in pieces))
         return Document(text, self._meter.tokens(units), paths)
 
     def _split(self, path: str, text: str) -> list[_Piece]:

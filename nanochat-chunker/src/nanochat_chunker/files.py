@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from nanochat_chunker.errors import UsageError
-from nanochat_chunker.includes import Include, find_includes
+from nanochat_chunker.provenance.licences import is_licence_file
 
 # A folder that holds one of these is a project by itself under `--layout auto`.
 PROJECT_MARKERS = frozenset(
@@ -20,6 +21,9 @@ PROJECT_MARKERS = frozenset(
     ).split()
 )
 
+# Files with these endings, or none, are sources only where another file includes them.
+INCLUDED_SUFFIXES = frozenset(("", ".inc", ".def", ".inl", ".tpl", ".impl", ".ipp", ".x"))
+
 # Above this share of bytes outside ASCII, a file that is not UTF-8 is text in some other script
 # (GBK, Shift-JIS ...), which Latin-1 would turn into noise.
 LATIN1_SHARE = 0.1
@@ -27,20 +31,43 @@ LATIN1_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Project:
-    """A named folder of sources. `loose` takes the files directly in it and no subfolder."""
+    """A named folder of sources, or a name that JSON lines give (`root` is then empty).
+
+    `loose` takes the files directly in the folder and no subfolder.
+    """
 
     name: str
     root: Path
     loose: bool = False
 
 
+class Entry(NamedTuple):
+    """A file that may be taken. `size` and `stamp` (its time) tell whether it has changed.
+
+    For a line of JSON: the number of its input, its offset and length there.
+    """
+
+    path: str  # relative to the root, with /
+    size: int
+    stamp: int
+    input: int = -1
+    offset: int = 0
+    length: int = 0
+
+
 @dataclass
 class Tree:
     """What a walk over a project saw."""
 
-    paths: list[str] = field(default_factory=list)  # relative to the root, with /, sorted
+    entries: list[Entry] = field(default_factory=list)  # sorted by path
+    others: list[Entry] = field(default_factory=list)  # sources only if something includes them
+    licences: list[str] = field(default_factory=list)  # paths of licence files
     dropped: Counter[str] = field(default_factory=Counter)
     other_files: int = 0  # by their extension not C or C++
+
+    @property
+    def paths(self) -> list[str]:
+        return [entry.path for entry in self.entries]
 
 
 @dataclass(frozen=True)
@@ -56,18 +83,6 @@ class SourceText:
 
     text: str
     encoding: str
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the first pass keeps of a file: enough to drop duplicates and to order, not its text."""
-
-    path: str
-    dropped: str | None = None
-    digest: bytes = b""
-    encoding: str = "utf-8"
-    includes: tuple[Include, ...] = ()
-    size: int = 0  # bytes of the text as UTF-8
 
 
 def find_projects(
@@ -169,28 +184,41 @@ def walk(project: Project, extensions: Sequence[str]) -> Tree:
                     tree.dropped["hidden_folder"] += 1
                 else:
                     pending.append(path + "/")
-            elif not _is_source(entry.name, extensions):
-                tree.other_files += 1
-            elif not entry.is_file(follow_symlinks=False):
-                tree.dropped["not_a_regular_file"] += 1
+            elif _is_source(entry.name, extensions):
+                if entry.is_file(follow_symlinks=False):
+                    tree.entries.append(_entry(path, entry))
+                else:
+                    tree.dropped["not_a_regular_file"] += 1
             else:
-                tree.paths.append(path)
-    tree.paths.sort()
+                tree.other_files += 1
+                if is_licence_file(entry.name):
+                    tree.licences.append(path)
+                elif PurePath(entry.name).suffix.lower() in INCLUDED_SUFFIXES:
+                    tree.others.append(_entry(path, entry))
+    tree.entries.sort()
+    tree.others.sort()
+    tree.licences.sort()
     return tree
+
+
+def _entry(path: str, entry: "os.DirEntry[str]") -> Entry:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:  # gone meanwhile: reading it will say so
+        return Entry(path, 0, 0)
+    return Entry(path, status.st_size, status.st_mtime_ns)
 
 
 def show_path(path: str) -> str:
     """The path as text for documents: bytes that are not UTF-8 and control characters replaced."""
     text = os.fsencode(path).decode("utf-8", "replace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def read_source(path: Path, max_bytes: int) -> SourceText | Dropped:
-    """Reads one file. Whatever is in it, the answer is text or a reason.
-
-    UTF-8 is taken as it is. Else Latin-1 is assumed where few bytes lie outside ASCII, as in old
-    sources with an author's name; else the file is dropped as `not_utf8`.
-    """
+    """Reads one file. Whatever is in it, the answer is text or a reason."""
     try:
         # No link that appeared since the walk, and no wait on a pipe that took the file's place.
         handle = os.open(
@@ -205,6 +233,15 @@ def read_source(path: Path, max_bytes: int) -> SourceText | Dropped:
             data = file.read(max_bytes + 1)
     except OSError:
         return Dropped("unreadable")
+    return decode(data, max_bytes)
+
+
+def decode(data: bytes, max_bytes: int) -> SourceText | Dropped:
+    """The text of a file's bytes, or the reason why there is none.
+
+    UTF-8 is taken as it is. Else Latin-1 is assumed where few bytes lie outside ASCII, as in old
+    sources with an author's name; else the file is dropped as `not_utf8`.
+    """
     if len(data) > max_bytes:
         return Dropped("too_large")
     if b"\0" in data:
@@ -226,23 +263,3 @@ def read_source(path: Path, max_bytes: int) -> SourceText | Dropped:
 def digest_of(text: str) -> bytes:
     """What two files share when they are duplicates: 16 bytes over the text as read."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def survey(root: Path, paths: Sequence[str], max_bytes: int) -> list[Survey]:
-    """The first pass over some files of one project."""
-    found = []
-    for path in paths:
-        source = read_source(root / path, max_bytes)
-        if isinstance(source, Dropped):
-            found.append(Survey(path, dropped=source.reason))
-            continue
-        found.append(
-            Survey(
-                path,
-                digest=digest_of(source.text),
-                encoding=source.encoding,
-                includes=find_includes(source.text),
-                size=len(source.text.encode()),
-            )
-        )
-    return found

@@ -3,8 +3,10 @@
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+Node = TypeVar("Node", bound=Hashable)
 
 _INCLUDE = re.compile(
     r"""^[ \t]*\#[ \t]*(?:include|include_next|import)[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)""",
@@ -99,23 +101,28 @@ def include_order(includes: Mapping[str, Sequence[Include]], project_name: str) 
     by path as well; so a header stands near its first user. A cycle is broken where it closes.
     """
     resolver = Resolver(sorted(includes), project_name)
-    placed: set[str] = set()  # placed, or begun: the second closes cycles
-    order: list[str] = []
-    for root in sorted(includes):
+    return depth_first(sorted(includes), lambda path: _needed(path, includes, resolver))
+
+
+def depth_first(nodes: Iterable[Node], needed: Callable[[Node], Iterable[Node]]) -> list[Node]:
+    """The nodes in their order, each after what it needs. A cycle is broken where it closes."""
+    placed: set[Node] = set()  # placed, or begun: the second closes cycles
+    order: list[Node] = []
+    for root in nodes:
         if root in placed:
             continue
         placed.add(root)
         # By hand rather than by recursion: chains of includes can be deeper than Python's stack.
-        stack = [(root, iter(_needed(root, includes, resolver)))]
+        stack = [(root, iter(needed(root)))]
         while stack:
-            path, needed = stack[-1]
-            for other in needed:
+            node, others = stack[-1]
+            for other in others:
                 if other not in placed:
                     placed.add(other)
-                    stack.append((other, iter(_needed(other, includes, resolver))))
+                    stack.append((other, iter(needed(other))))
                     break
             else:
-                order.append(path)
+                order.append(node)
                 stack.pop()
     return order
 

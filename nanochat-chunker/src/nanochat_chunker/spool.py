@@ -1,77 +1,113 @@
-"""Documents on disk between packing and shuffled writing, so that memory holds only references.
+"""Documents on disk between making and shuffled writing, so that memory holds only references."""
 
-Each worker appends to a file of its own; where a document lies there depends on the workers, its
-place in the list of references does not.
-"""
-
-import json
+import hashlib
 import os
+import pickle
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
-from nanochat_chunker.documents import Document
+from nanochat_chunker.documents import Document, Root
+
+DIGEST_BYTES = 16
 
 
-def _column() -> "array[int]":
-    return array("q")
+def _column(kind: str = "q") -> "array[int]":
+    return array(kind)
 
 
 @dataclass
 class References:
-    """Where documents lie, by columns: 40 bytes a document."""
+    """Where documents lie in the spool, by columns: 56 bytes a document."""
 
-    spools: list[str] = field(default_factory=list)
-    spool: "array[int]" = field(default_factory=_column)  # index into spools
     project: "array[int]" = field(default_factory=_column)
     offset: "array[int]" = field(default_factory=_column)
     length: "array[int]" = field(default_factory=_column)
     tokens: "array[int]" = field(default_factory=_column)
+    digests: bytearray = field(default_factory=bytearray)  # of their texts
+    records: "array[int]" = field(default_factory=lambda: _column("Q"))  # of all there is of them
 
     def __len__(self) -> int:
         return len(self.offset)
 
-    def extend(self, project: int, spooled: "Spooled") -> None:
-        """Appends the documents of a project."""
-        if spooled.spool not in self.spools:
-            self.spools.append(spooled.spool)
-        count = len(spooled.offset)
-        self.spool.extend([self.spools.index(spooled.spool)] * count)
-        self.project.extend([project] * count)
-        self.offset.extend(spooled.offset)
-        self.length.extend(spooled.length)
-        self.tokens.extend(spooled.tokens)
+    def digest(self, index: int) -> bytes:
+        return bytes(self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
+
+    def add(
+        self, project: int, offset: int, length: int, tokens: int, digest: bytes, record: int
+    ) -> None:
+        self.project.append(project)
+        self.offset.append(offset)
+        self.length.append(length)
+        self.tokens.append(tokens)
+        self.digests += digest
+        self.records.append(record)
+
+    def take(self, other: "References", index: int) -> None:
+        """Appends one of another's."""
+        self.add(
+            other.project[index],
+            other.offset[index],
+            other.length[index],
+            other.tokens[index],
+            other.digest(index),
+            other.records[index],
+        )
 
 
-@dataclass
-class Spooled:
-    """The documents of one project in one spool."""
+class Spool:
+    """A file that documents are appended to and read from again."""
 
-    spool: str
-    offset: "array[int]" = field(default_factory=_column)
-    length: "array[int]" = field(default_factory=_column)
-    tokens: "array[int]" = field(default_factory=_column)
-    text_bytes: int = 0
+    def __init__(self, path: Path) -> None:
+        self._append = path.open("ab")
+        self._end = self._append.seek(0, os.SEEK_END)
+        self._read = path.open("rb")
 
+    def add(self, document: Document, project: int, references: References) -> int:
+        """Appends a document and its reference. Returns the bytes of its text."""
+        text = document.text.encode()
+        rest = (
+            document.tokens,
+            document.paths,
+            tuple(tuple(root) for root in document.roots),
+            document.rung,
+            document.complete,
+            document.unresolved,
+            document.licence,
+            document.commit,
+            document.generated,
+            document.vendored,
+        )
+        record = pickle.dumps((text, rest), pickle.HIGHEST_PROTOCOL)
+        self._append.write(record)
+        digest = hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
+        whole = int.from_bytes(hashlib.blake2b(record, digest_size=8).digest(), "little")
+        references.add(project, self._end, len(record), document.tokens, digest, whole)
+        self._end += len(record)
+        return len(text)
 
-class SpoolWriter:
-    """Appends the documents of one project to this process's spool."""
+    def flush(self) -> None:
+        """Makes what was appended readable."""
+        self._append.flush()
 
-    def __init__(self, folder: Path) -> None:
-        name = f"{os.getpid()}.spool"
-        self._file = (folder / name).open("ab")
-        self.spooled = Spooled(name)
+    def sync(self) -> None:
+        """Makes what was appended outlast a kill and a loss of power."""
+        self._append.flush()
+        os.fsync(self._append.fileno())
 
-    def append(self, document: Document) -> None:
-        record = json.dumps([document.paths, document.text], ensure_ascii=False).encode()
-        self.spooled.offset.append(self._file.tell())
-        self.spooled.length.append(self._file.write(record))
-        self.spooled.tokens.append(document.tokens)
-        self.spooled.text_bytes += len(document.text.encode())
+    def read(self, offset: int, length: int) -> Document:
+        """A document that was flushed. One thread reads at a time, and another may `add`."""
+        self._read.seek(offset)
+        text, rest = pickle.loads(self._read.read(length))
+        tokens, paths, roots, *others = rest
+        return Document(text.decode(), tokens, paths, tuple(Root(*root) for root in roots), *others)
 
-    def __enter__(self) -> "SpoolWriter":
+    def close(self) -> None:
+        self._append.close()
+        self._read.close()
+
+    def __enter__(self) -> "Spool":
         return self
 
     def __exit__(
@@ -80,32 +116,4 @@ class SpoolWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-
-
-class SpoolReader:
-    """Reads documents back by their index in the references."""
-
-    def __init__(self, folder: Path, references: References) -> None:
-        self._references = references
-        self._files: list[BinaryIO] = []
-        for name in references.spools:
-            self._files.append((folder / name).open("rb"))
-
-    def read(self, index: int) -> Document:
-        file = self._files[self._references.spool[index]]
-        file.seek(self._references.offset[index])
-        paths, text = json.loads(file.read(self._references.length[index]))
-        return Document(text, self._references.tokens[index], paths)
-
-    def __enter__(self) -> "SpoolReader":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for file in self._files:
-            file.close()
+        self.close()

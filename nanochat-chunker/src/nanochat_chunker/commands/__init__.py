@@ -1,0 +1,1 @@
+"""The commands, one module each: `parser()` and `run(options)`, which returns the exit status."""

@@ -1,0 +1,29 @@
+"""A project ready to be sliced, file by file: any process may take any of its files."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from nanochat_chunker.slicing import FileIndex, Slice, SliceOptions
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.ladder import Ladder
+from nanochat_chunker.slicing.project import Configured
+
+
+class ProjectSlicer:
+    """What `slice_project` makes, by the file of the roots; files do not depend on each other."""
+
+    def __init__(
+        self,
+        files: Sequence[FileIndex],
+        read_text: Callable[[str], str],
+        options: SliceOptions,
+        measure: Callable[[str], int],
+    ) -> None:
+        self._project = Configured(files, read_text, options.project)
+        self._ladder = Ladder(Graph(self._project), options, measure)
+
+    def skipped(self, path: str) -> str:
+        """Why a file is the root of no document; '' where it may be."""
+        return self._project.skipped(path)
+
+    def slices_of(self, path: str) -> Iterator[Slice]:
+        return self._ladder.documents(path)

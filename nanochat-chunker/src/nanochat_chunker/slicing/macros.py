@@ -1,0 +1,182 @@
+"""Macros: their definitions, and their expansion as the preprocessor does it."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+_TOKEN = re.compile(
+    r'[A-Za-z_]\w*|\.?\d(?:[eEpP][+-]|[\w.\'])*|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|##|\s+|.',
+    re.DOTALL,
+)
+_DEFINE = re.compile(r"\s*([A-Za-z_]\w*)(?:\(([^()]*)\))?")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+# Expansion stops here: a text that grows further is an attack or a mistake, not a declaration.
+_MAX_EXPANDED = 20_000
+
+
+class Macro(NamedTuple):
+    """`params` is None for an object-like macro."""
+
+    name: str
+    params: tuple[str, ...] | None
+    body: str
+
+    @property
+    def variadic(self) -> bool:
+        return bool(self.params) and self.params[-1] == "__VA_ARGS__"
+
+
+Lookup = Callable[[str], Macro | None]
+
+
+def parse_define(text: str) -> Macro | None:
+    """The macro of what follows `#define`, comments and line splices already gone."""
+    found = _DEFINE.match(text)
+    if found is None:
+        return None
+    name, params = found.groups()
+    body = text[found.end() :].strip()
+    if params is None:
+        return Macro(name, None, body)
+    names = [part.strip() for part in params.split(",")] if params.strip() else []
+    if names and names[-1].endswith("..."):
+        named = names[-1][:-3].strip()
+        if named:  # GNU: `args...`
+            body = re.sub(rf"\b{re.escape(named)}\b", "__VA_ARGS__", body)
+        names[-1] = "__VA_ARGS__"
+    return Macro(name, tuple(names), body)
+
+
+def expand(text: str, lookup: Lookup) -> str:
+    """`text` with every macro that `lookup` knows replaced, none inside its own expansion."""
+    budget = [_MAX_EXPANDED]
+    return "".join(_expand(_TOKEN.findall(text), lookup, frozenset(), budget, 0))
+
+
+def _expand(
+    tokens: list[str], lookup: Lookup, hidden: frozenset[str], budget: list[int], depth: int
+) -> list[str]:
+    out: list[str] = []
+    i = 0
+    while i < len(tokens):
+        token = tokens[i]
+        i += 1
+        macro = None
+        if (token[0].isalpha() or token[0] == "_") and token not in hidden and depth < 40:
+            macro = lookup(token)
+        if macro is None or budget[0] <= 0:
+            out.append(token)
+            continue
+        if macro.params is None:
+            body = _TOKEN.findall(macro.body)
+        else:
+            arguments, after = _arguments(tokens, i)
+            if arguments is None:
+                out.append(token)
+                continue
+            i = after
+            body = _substitute(macro, arguments, lookup, hidden, budget, depth)
+        budget[0] -= len(body) + 1
+        body = _paste(body)
+        # Rescanned together with what follows, for `#define CALL f` and then `CALL(x)`.
+        rest = _expand(body, lookup, hidden | {token}, budget, depth + 1)
+        if rest and i < len(tokens) and tokens[i] == "(":
+            last = rest[-1]
+            again = lookup(last) if _WORD.fullmatch(last) and last not in hidden else None
+            if again is not None and again.params is not None and last != token:
+                arguments, after = _arguments(tokens, i)
+                if arguments is not None:
+                    rest.pop()
+                    out.extend(rest)
+                    tokens = [last, *tokens[i:]]
+                    i = 0
+                    continue
+        out.extend(rest)
+    return out
+
+
+def _arguments(tokens: list[str], i: int) -> tuple[list[list[str]] | None, int]:
+    while i < len(tokens) and tokens[i].isspace():
+        i += 1
+    if i >= len(tokens) or tokens[i] != "(":
+        return None, i
+    depth = 0
+    arguments: list[list[str]] = [[]]
+    for j in range(i, len(tokens)):
+        token = tokens[j]
+        if token in "([{" and token:
+            depth += 1
+            if depth == 1:
+                continue
+        elif token in ")]}":
+            depth -= 1
+            if depth == 0:
+                return arguments, j + 1
+        elif token == "," and depth == 1:
+            arguments.append([])
+            continue
+        arguments[-1].append(token)
+    return None, i
+
+
+def _substitute(
+    macro: Macro,
+    arguments: list[list[str]],
+    lookup: Lookup,
+    hidden: frozenset[str],
+    budget: list[int],
+    depth: int,
+) -> list[str]:
+    params = macro.params or ()
+    if macro.variadic and len(arguments) > len(params):
+        last = arguments[len(params) - 1 :]
+        joined: list[str] = []
+        for k, part in enumerate(last):
+            joined.extend(([","] if k else []) + part)
+        arguments = [*arguments[: len(params) - 1], joined]
+    by_name = {name: arguments[k] if k < len(arguments) else [] for k, name in enumerate(params)}
+    body = _TOKEN.findall(macro.body)
+    out: list[str] = []
+    for k, token in enumerate(body):
+        if token == "#" and macro.params is not None:
+            continue
+        if token not in by_name:
+            out.append(token)
+            continue
+        argument = "".join(by_name[token]).strip()
+        before = _neighbour(body, k, -1)
+        if before == "#":
+            out.append('"' + argument.replace("\\", "\\\\").replace('"', '\\"') + '"')
+        elif before == "##" or _neighbour(body, k, 1) == "##":
+            out.extend(_TOKEN.findall(argument) or [""])
+        else:
+            out.extend(_expand(_TOKEN.findall(argument), lookup, hidden, budget, depth + 1))
+    return [token for token in out if token]
+
+
+def _neighbour(tokens: list[str], i: int, step: int) -> str:
+    i += step
+    while 0 <= i < len(tokens) and tokens[i].isspace():
+        i += step
+    return tokens[i] if 0 <= i < len(tokens) else ""
+
+
+def _paste(tokens: list[str]) -> list[str]:
+    if "##" not in tokens:
+        return tokens
+    out: list[str] = []
+    glue = False
+    for token in tokens:
+        if token == "##":
+            while out and out[-1].isspace():
+                out.pop()
+            glue = bool(out)
+        elif glue and token.isspace():
+            continue
+        elif glue:
+            out[-1] += token
+            glue = False
+        else:
+            out.append(token)
+    return _TOKEN.findall("".join(out))

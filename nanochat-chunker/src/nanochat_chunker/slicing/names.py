@@ -1,0 +1,43 @@
+"""The names that a stretch of code uses."""
+
+import re
+from sys import intern
+
+_NAMES = re.compile(
+    r"(?:\.\s*|->\s*|>\s*::\s*|::\s*)?[A-Za-z_]\w*(?:::\s*~?(?:template\s+)?[A-Za-z_]\w*)*"
+)
+_OPERATOR_NAME = re.compile(
+    r"(?:[A-Za-z_]\w*\s*)?::\s*operator\s*(?:<<|>>|[-+*/%&|^<>=!]=|[-+*/%<>&|^])"
+)
+_SPACE = re.compile(r"\s+")
+KEYWORDS = frozenset(
+    "alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t "
+    "char32_t class compl concept const consteval constexpr constinit const_cast continue co_await "
+    "co_return co_yield decltype default delete do double dynamic_cast else enum explicit export "
+    "extern false float for friend goto if inline int long mutable namespace new noexcept not "
+    "not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires "
+    "return short signed sizeof static static_assert static_cast struct switch template this "
+    "thread_local throw true try typedef typeid typename union unsigned using virtual void "
+    "volatile wchar_t while xor xor_eq override final NULL "
+    "std size_t uint8_t uint16_t uint32_t uint64_t int8_t int16_t int32_t int64_t".split()
+)
+
+
+def names_in(code: str) -> tuple[str, ...]:
+    """The names in code without comments and literals, each once, as they come.
+
+    A name may be qualified (`a::b`, `::a`); that of a member after `.` or `->` begins with a dot.
+    """
+    names: dict[str, None] = {}
+    for chain in dict.fromkeys(_NAMES.findall(code)):
+        first = chain[0]
+        if first == "." or first == "-" or first == ">":
+            names["." + chain.lstrip(".->: \t\n")] = None
+        elif chain not in KEYWORDS:
+            if ":" in chain:
+                chain = _SPACE.sub("", chain.replace("template ", ""))
+            names[chain] = None
+    if "operator" in code:
+        for name in _OPERATOR_NAME.findall(code):
+            names["".join(name.split()).removeprefix("using")] = None
+    return tuple(map(intern, names))

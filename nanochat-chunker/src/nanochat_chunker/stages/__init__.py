@@ -1,0 +1,1 @@
+"""The steps of a run, one module each, in this order: survey, choose, make, write."""

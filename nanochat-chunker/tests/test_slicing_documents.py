@@ -1,0 +1,243 @@
+import random
+import shutil
+import subprocess
+
+import pytest
+
+from nanochat_chunker.slicing import SliceOptions, index_file, slice_project
+
+COMPILER = next((c for c in ("clang++", "g++") if shutil.which(c)), None)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="neither clang++ nor g++ is there")
+
+
+def slices(files, budget=65536, depth=3, order=None):
+    indexes = [index_file(path, files[path]) for path in order or files]
+    options = SliceOptions(budget, depth, project="p")
+    return list(slice_project(indexes, files.__getitem__, options, lambda t: len(t.encode())))
+
+
+def by_root(files, **options):
+    """{path of the root: text} where each file gives one document."""
+    made = slices(files, **options)
+    texts = {piece.root.path: piece.text for piece in made}
+    assert len(texts) == len(made)
+    return texts
+
+
+def errors(text, c=False):
+    language = ["-x", "c"] if c else ["-x", "c++", "-std=c++20"]
+    done = subprocess.run(
+        [COMPILER, *language, "-fsyntax-only", "-w", "-"],
+        input=text, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stderr
+
+
+GUARDED = """#ifndef LIB_SHAPE_H_
+#define LIB_SHAPE_H_
+#include <string>
+#include "lib/base.h"
+namespace lib {
+class LIB_EXPORT Shape : public Base {
+ public:
+  explicit Shape(std::string name) : Base(1), name_(std::move(name)) {}
+  int area() const override;
+  static Shape unit();
+ private:
+  std::string name_;
+};
+struct Unused { int x; };
+}  // namespace lib
+#endif  // LIB_SHAPE_H_
+"""
+PROJECT = {
+    "include/lib/base.h": """#pragma once
+#define LIB_EXPORT __attribute__((visibility("default")))
+namespace lib {
+class Base { public: explicit Base(int n) : n_(n) {} virtual ~Base() = default;
+  virtual int area() const = 0; protected: int n_; };
+int helper(int);
+}
+""",
+    "include/lib/shape.h": GUARDED,
+    "src/shape.cc": """#include "lib/shape.h"
+#include <utility>
+namespace lib {
+int Shape::area() const { return helper(n_) + local(n_); }
+}
+""".replace("namespace lib {\nint", "namespace lib {\nstatic int local(int x) { return x; }\nint"),
+}
+
+
+@needs_compiler
+def test_what_is_needed_of_the_projects_headers_comes_along():
+    text = by_root(PROJECT)["src/shape.cc"]
+    assert errors(text) == ""
+    assert '#include "lib/shape.h"' not in text
+    assert "#include <string>" in text
+    assert "int Shape::area() const { return helper(n_) + local(n_); }" in text
+    assert "struct Unused" not in text
+    assert text.index("#define LIB_EXPORT") < text.index("class Base") < text.index("class LIB_")
+
+
+CASES = {
+    "a macro that declares": {
+        "a.h": "#define DECLARE(N) class N { public: int get() const; };\n"
+        "namespace q { DECLARE(Foo)\nDECLARE(Bar) }\n",
+        "a.cc": '#include "a.h"\nint q::Foo::get() const { Bar b; return b.get(); }\n',
+    },
+    "names that a macro pastes": {
+        "a.h": "struct LogInfo { void put(int); };\n#define LOG_INFO LogInfo()\n"
+        "#define LOG(level) LOG_##level\n",
+        "a.cc": '#include "a.h"\nvoid f() { LOG(INFO).put(1); }\n',
+    },
+    "scope macros": {
+        "m.h": "#define BEGIN_NS namespace deep { inline namespace v1 {\n#define END_NS }}\n",
+        "a.h": '#include "m.h"\nBEGIN_NS\nstruct A { int x; };\nEND_NS\n',
+        "a.cc": '#include "a.h"\nint f(deep::A a) { return a.x; }\n',
+    },
+    "a namespace named by a macro": {
+        "a.h": "#define NS impl\nnamespace NS { struct A {}; }\n",
+        "a.cc": '#include "a.h"\nvoid f(NS::A) {}\nvoid g(impl::A) {}\n',
+    },
+    "specialisations": {
+        "a.h": "template <class T> struct Traits { static const bool big = false; };\n"
+        "struct Big {};\ntemplate <> struct Traits<Big> { static const bool big = true; };\n",
+        "a.cc": '#include "a.h"\nstatic_assert(Traits<Big>::big, "");\nint f() { return 0; }\n',
+    },
+    "a specialisation as the root": {
+        "a.h": "namespace n { template <class T> struct Tag; }\n",
+        "b.h": '#include "a.h"\nnamespace n { template <> struct Tag<int> { int x; }; }\n',
+    },
+    "using-directives and aliases of namespaces": {
+        "a.h": "namespace one { namespace two { struct A { int x; }; int make(); } }\n",
+        "a.cc": '#include "a.h"\nusing namespace one;\nnamespace t = one::two;\n'
+        "int f() { t::A a; return a.x + two::make(); }\n",
+    },
+    "using-declarations, of operators too": {
+        "a.h": "struct S {};\nvoid operator<<(S, int);\nnamespace n { struct R {}; }\n"
+        "using n::R;\n",
+        "a.cc": '#include "a.h"\nnamespace m { void f(R) { using ::operator<<; S() << 1; } }\n',
+    },
+    "a class declared before and defined after": {
+        "a.h": "class Impl;\nclass A { public: int f(); Impl* impl; };\n",
+        "a.cc": '#include "a.h"\nclass Impl { public: int x; };\nint A::f() { return impl->x; }\n',
+    },
+    "a nested class defined out of line": {
+        "a.h": "class A { public: int f(); struct Impl; Impl* impl; };\n",
+        "a.cc": '#include "a.h"\nstruct A::Impl { int x; };\nint A::f() { return impl->x; }\n',
+    },
+    "a list for a macro": {
+        "list.def": "ITEM(red)\nITEM(green)\n",
+        "a.h": '#define ITEM(x) x,\nenum Colour {\n#include "list.def"\n};\n',
+        "a.cc": '#include "a.h"\nColour f() { return green; }\n',
+    },
+    "a header included within a namespace": {
+        "part.inc": "inline int part() { return 1; }\n",
+        "a.h": 'namespace n {\n#include "part.inc"\n}\n',
+        "a.cc": '#include "a.h"\nint f() { return n::part(); }\n',
+    },
+    "a header that needs what its includer has": {
+        "umbrella.h": '#include "core.h"\n#include "detail.h"\n',
+        "core.h": "struct Core { int x; };\n",
+        "detail.h": "inline int get(Core c) { return c.x; }\n",
+    },
+    "a macro defined twice": {
+        "a.h": "#define N 1\nenum { one = N };\n#undef N\n#define N 2\nenum { two = N };\n",
+        "a.cc": '#include "a.h"\nint f() { return one + two; }\n',
+    },
+    "a macro that shares its name with a class": {
+        "a.h": "class Lock { public: explicit Lock(int*); };\n"
+        "#define Lock(x) static_assert(0, x)\n",
+        "a.cc": '#include "a.h"\nvoid f(int* m) { Lock lock{m}; }\n',
+    },
+    "constructors with initialisers, function-try-blocks": {
+        "a.h": "struct A { int x{}; A(int y) try : x{y} {} catch (...) {} A() // why\n"
+        " : x(1) {} };\n",
+        "a.cc": '#include "a.h"\nint f() { return A(2).x; }\n',
+    },
+    "what one platform has": {
+        "a.h": "#if defined(_WIN32)\n#include <windows.h>\ntypedef DWORD word;\n"
+        "#elif defined(__linux__) && __has_include(<unistd.h>)\ntypedef int word;\n#endif\n",
+        "a.cc": '#include "a.h"\nword f() {\n#ifdef _MSC_VER\n  return MSC;\n#else\n  return 1;\n'
+        "#endif\n}\n",
+    },
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CASES)
+def test_documents_compile_by_themselves(name):
+    made = slices(CASES[name])
+    assert made
+    for piece in made:
+        assert errors(piece.text) == "", piece.text
+
+
+@needs_compiler
+def test_c_stays_c():
+    files = {
+        "a.h": "#include <stdlib.h>\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n"
+        "struct s { int class; };\n#ifdef __cplusplus\n}\n#endif\n",
+        "a.c": '#include "a.h"\nint f(struct s *p) { int *q = malloc(4); return p->class + *q; }\n',
+    }  # fmt: skip
+    [text] = [piece.text for piece in slices(files) if piece.root.path == "a.c"]
+    assert errors(text, c=True) == ""
+
+
+BIG = "".join(
+    f"struct T{i} {{ int v{i}; int get() const {{ return v{i} * {i} + {i + 1}; }} }};\n"
+    f"int use{i}(const T{i}& t) {{ return t.get(); }}\n"
+    for i in range(100)
+)
+
+
+@needs_compiler
+@pytest.mark.parametrize("budget", [400, 1000, 4000])
+def test_no_document_is_over_budget_and_every_definition_is_a_root(budget):
+    made = slices({"big.cc": BIG}, budget=budget)
+    assert all(len(piece.text.encode()) <= budget for piece in made)
+    names = sorted(root.name for piece in made for root in piece.roots)
+    assert names == sorted([f"T{i}" for i in range(100)] + [f"use{i}" for i in range(100)])
+    lines = BIG.split("\n")
+    for piece in made:
+        assert all(lines[root.line - 1] in piece.text for root in piece.roots)
+    for piece in random.Random(budget).sample(made, 4):
+        assert errors(piece.text) == ""
+
+
+@needs_compiler
+def test_a_short_budget_leaves_callees_declared_and_members_without_bodies():
+    filler = "".join(f"    total += {i};\n" for i in range(60))
+    files = {
+        "a.h": f"struct A {{ int f() {{ int total = 0;\n{filler} return total; }} }};\n"
+        f"inline int far() {{ int total = 0;\n{filler} return total; }}\n",
+        "a.cc": '#include "a.h"\nint root(A a) { return a.f() + far(); }\n',
+    }
+    whole = by_root(files)["a.cc"]
+    assert whole.count("return total;") == 2
+    short = by_root({**files}, budget=300, depth=3).get("a.cc")
+    assert short is not None
+    assert "int f();" in short
+    assert "inline int far();" in short
+    assert errors(short) == ""
+
+
+def test_the_order_of_files_does_not_matter():
+    for files in [PROJECT, *CASES.values()]:
+        paths = list(files)
+        first = slices(files)
+        for seed in range(3):
+            random.Random(seed).shuffle(paths)
+            assert slices(files, order=paths) == first
+
+
+def test_what_the_configuration_leaves_out_is_no_document():
+    files = {
+        "a.cc": '#if defined(_WIN32)\n#include "a_win.cpp"\n#else\nint f() { return 1; }\n#endif\n',
+        "a_win.cpp": "int f() { return GetTickCount(); }\n",
+        "mac.cc": "#include <TargetConditionals.h>\nint mac() { return 1; }\n",
+        "snippet.cpp": "int x = 1;\ncout << x;\n",
+        "objc.h": "@interface A\n@end\n",
+    }
+    assert [piece.root.path for piece in slices(files)] == ["a.cc"]
