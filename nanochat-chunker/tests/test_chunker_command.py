@@ -61,8 +61,8 @@ def test_shards_as_the_users_type_it(projects, tmp_path):
     )
     for row in rows:
         assert list(row) == [
-            "text", "project", "paths", "tokens", "mode", "roots", "rung", "complete", "unresolved",
-            "license", "commit", "generated", "vendored", "compiles",
+            "text", "project", "paths", "tokens", "mode", "roots", "rung", "license",
+            "commit", "generated", "vendored", "compiles",
         ]  # fmt: skip
         assert row["tokens"] == -(-len(row["text"].encode()) // 4) <= 128
         assert all(f"// {path}\n" in row["text"] for path in row["paths"])

@@ -22,9 +22,9 @@ class Root(NamedTuple):
 class Document:
     """A text of at most the budget, the files it is made of in order, and what is known of it.
 
-    `rung` is the step of the ladder of detail of a slice, empty for packed files; `complete` says
-    whether each root's body is in it. Origin: an SPDX expression over its files, their commit where
-    it is one, and whether all of them are generated or vendored.
+    `rung` is the step of the ladder of detail of a slice, empty for packed files. Origin: an SPDX
+    expression over its files, their commit where it is one, and whether all of them are generated
+    or vendored.
     """
 
     text: str
@@ -32,8 +32,6 @@ class Document:
     paths: tuple[str, ...]
     roots: tuple[Root, ...] = ()
     rung: str = ""
-    complete: bool = True
-    unresolved: tuple[str, ...] = ()
     licence: str = ""
     commit: str | None = None
     generated: bool = False

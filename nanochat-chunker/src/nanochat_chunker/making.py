@@ -154,8 +154,6 @@ class _Material:
                 tuple(show_path(path) for path in piece.paths),
                 roots,
                 piece.rung,
-                piece.complete,
-                tuple(piece.unresolved),
             ),
             self.shown,
             self.order,

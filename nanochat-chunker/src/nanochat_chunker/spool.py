@@ -72,8 +72,6 @@ class Spool:
             document.paths,
             tuple(tuple(root) for root in document.roots),
             document.rung,
-            document.complete,
-            document.unresolved,
             document.licence,
             document.commit,
             document.generated,

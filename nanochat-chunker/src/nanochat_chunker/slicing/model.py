@@ -1,6 +1,6 @@
 """What the slicing engine takes and gives."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.preprocess import Event
@@ -52,17 +52,14 @@ class Root:
 class Slice:
     """One document.
 
-    `roots` are the definitions it was built for, `root` the first of them. `rung` names the step of
-    the ladder of detail. A document that holds the body of every root is `complete`; `unresolved`
-    are names it uses that were found neither in the project nor in what it includes.
+    `roots` are the definitions it was built for, each with its body in it, `root` the first of
+    them. `rung` names the step of the ladder of detail.
     """
 
     text: str
     roots: tuple[Root, ...]
     paths: tuple[str, ...]  # files that gave it items, in order of appearance
     rung: str
-    complete: bool = True
-    unresolved: tuple[str, ...] = field(default=())
 
     @property
     def root(self) -> Root:
