@@ -24,8 +24,8 @@ class TorchXlaRuntime(Runtime):
     """All chips of this host. Operations are recorded, and run when a step ends as one program.
 
     A batch is split over the chips by rows; weights and the state of the optimiser are whole on
-    each. Sharing the state out among them (ZeRO, arXiv:1910.02054) by annotations makes the
-    partitioner of libtpu 0.0.21 abort on this step.
+    each. Sharing the state out among them (ZeRO, arXiv:1910.02054) is not done: with annotations
+    for it the partitioner of libtpu 0.0.21 aborted on smaller steps than without.
     """
 
     @classmethod
