@@ -25,7 +25,7 @@ from pathlib import Path
 PROJECTS = ("c10", "torch", "ATen/core", "ATen/native", "ATen/cuda", "ATen/cpu", "fmt", "pybind11")
 PROMPTS = ("#pragma once\n\n#include <", "template <typename T>\nclass ", "inline bool operator==(")
 VOCABULARY = 2048
-STEPS = 800  # three to four minutes on two cores
+STEPS = 700  # three to four minutes on two cores
 # The trainer scales rates down by sqrt(batch / 2**19), too far for so small and short a run: these
 # are 16 times the defaults (matrices 32 times), and no weight decay.
 RATES = (
