@@ -13,6 +13,7 @@ from nanochat_chunker.making import DROPPED, MATERIAL, Made, Order, SliceOrder, 
 from nanochat_chunker.progress import Progress
 from nanochat_chunker.settings import Settings
 from nanochat_chunker.spool import References, Spool
+from nanochat_chunker.stages.batches import in_batches
 from nanochat_chunker.stages.choose import Choice
 from nanochat_chunker.stages.survey import Corpus
 from nanochat_chunker.state import State, key_of, read_indexes
@@ -191,7 +192,7 @@ class _Orders:
         material.sort(key=lambda file: file.path)
         roots = self._choice.kept(index, files)
         known = key_of(self._known(index, material))
-        batches = list(_split(roots))
+        batches = list(in_batches(roots, _JOB_FILES, _JOB_BYTES))
         keys = [key_of(known, [file.path for file in batch]) for batch in batches]
         if all(self._state.has(_STAGE, key) for key in keys):
             for key in keys:
@@ -211,16 +212,3 @@ class _Orders:
         )
         for key, batch in zip(keys, batches, strict=True):
             yield key, (make_slices, order, [file.path for file in batch], False, shared, known)
-
-
-def _split(files: list[Survey]) -> Iterator[list[Survey]]:
-    batch: list[Survey] = []
-    size = 0
-    for file in files:
-        if batch and (len(batch) == _JOB_FILES or size + file.size > _JOB_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += file.size
-    if batch:
-        yield batch

@@ -17,6 +17,7 @@ from nanochat_chunker.provenance.commits import commit_of
 from nanochat_chunker.provenance.licences import LicenceFiles, licence_in
 from nanochat_chunker.records import Scan, local_copies, ranges, scan
 from nanochat_chunker.settings import Settings
+from nanochat_chunker.stages.batches import in_batches
 from nanochat_chunker.state import Material, State, key_of
 from nanochat_chunker.survey import Brief, Reading, Survey, survey
 
@@ -190,7 +191,7 @@ def _batches(
     keys = surveyed.materials if material else surveyed.batches
     near = settings.near_duplicates is not None
     brief = Brief(corpus.reading, surveyed.project, settings.compilable, near)
-    for batch in _split(entries):
+    for batch in in_batches(entries, _BATCH_FILES, _BATCH_BYTES):
         key = key_of(__version__, corpus.reading, surveyed.project.name,
                      str(surveyed.project.root), settings.compilable, near, batch)  # fmt: skip
         keys.append(key)
@@ -198,19 +199,6 @@ def _batches(
             progress.read(len(batch), sum(entry.size for entry in batch))
         else:
             yield Job(key, survey, brief, batch)
-
-
-def _split(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    batch: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if batch and (len(batch) == _BATCH_FILES or size + entry.size > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(entry)
-        size += entry.size
-    if batch:
-        yield batch
 
 
 def _run(jobs: Iterator[Job], pool: Pool, state: State, progress: Progress) -> None:
