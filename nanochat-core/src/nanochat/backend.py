@@ -66,7 +66,8 @@ class AttentionProblem:
     """Causal self-attention as a run needs it.
 
     `windows` holds each distinct window of the model's layers: the number of earlier positions a
-    query sees, or None for all of them. `dtype` is the name of a torch dtype.
+    query sees, or None for all of them. `dtype` is the name of a torch dtype. With `documents`,
+    rows hold several documents that must not see each other.
     """
 
     device: str
@@ -78,6 +79,7 @@ class AttentionProblem:
     windows: tuple[int | None, ...] = (None,)
     dtype: str = "bfloat16"
     training: bool = True
+    documents: bool = False
 
     @property
     def windowed(self) -> bool:
@@ -250,13 +252,24 @@ class AttentionBackend(Backend):
     hook = "attention"
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        window: int | None,
+        scale: float,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Attend causally within each row, with a backward pass.
 
         q is (B, T, H, D), k and v are (B, T, H_kv, D) with H a multiple of H_kv. Position i sees
         positions j with i - window <= j <= i (`window=None`: all j <= i). Scores are multiplied
         by `scale` before the softmax. Returns (B, T, H, D) in q's dtype.
+
+        `documents`, (B, T) int32, numbers the document of each position; the numbers of a row
+        never decrease. Positions of different documents do not see each other. It is given only
+        to a backend whose capabilities name `documents`: others need not take it.
         """
         raise NotImplementedError
 

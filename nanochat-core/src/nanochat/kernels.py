@@ -93,16 +93,30 @@ def flash_attn_func(
     causal: bool = True,
     window_size: tuple[int, int] = (-1, 0),
     softmax_scale: float | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Causal self-attention in the layout and words of FlashAttention.
 
     q is (B, T, H, D), k and v (B, T, H_kv, D). `window_size` is (left, right): how many earlier
     positions are seen, -1 for all; right is 0. The scale is 1 / sqrt(D) unless given.
+    `documents`, (B, T) and never decreasing along a row, numbers the documents of packed rows,
+    which then do not see each other: what `cu_seqlens` says to FlashAttention's varlen functions.
     """
     window = _window(causal, window_size)
     _check_shapes(q, k, v)
-    name = attention_name(*_attention_facts(q, k, q.size(1)), windows=(window,), training=True)
-    return loaded(name).attention(q, k, v, window=window, scale=_scale(softmax_scale, q))
+    if documents is not None and documents.shape != q.shape[:2]:
+        raise UsageError(
+            f"documents are {tuple(documents.shape)}, the rows are {tuple(q.shape[:2])}",
+            "Pass a number for each position, (B, T)",
+        )
+    name = attention_name(
+        *_attention_facts(q, k, q.size(1)),
+        windows=(window,),
+        training=True,
+        documents=documents is not None,
+    )
+    apart = {} if documents is None else {"documents": documents.to(torch.int32)}
+    return loaded(name).attention(q, k, v, window=window, scale=_scale(softmax_scale, q), **apart)
 
 
 def flash_attn_with_kvcache(

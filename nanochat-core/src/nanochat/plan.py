@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from nanochat.backend import (
     AttentionBackend,
+    AttentionProblem,
     Backend,
     DeviceBackend,
     DeviceProblem,
@@ -252,6 +253,7 @@ def _ask(backend: Backend, target: Target, problem: Problem) -> Support:
     discouraged: Support | None = None
     for answer in (
         lambda: requirements(backend),
+        lambda: _documents(backend, problem),
         lambda: backend.check(target),
         lambda: backend.supports(problem),
     ):
@@ -279,6 +281,20 @@ def requirements(backend: Backend) -> Support:
         support = requirement.check()
         if not support.ok:
             return support
+    return Support.yes()
+
+
+def _documents(backend: Backend, problem: Problem) -> Support:
+    """No, where documents share rows and the backend does not say that it keeps them apart.
+
+    Asked here and not of `supports`: a backend that has never heard of them would say yes.
+    """
+    wanted = isinstance(problem, AttentionProblem) and problem.documents
+    if wanted and "documents" not in backend.capabilities:
+        return Support.no(
+            "it cannot keep the documents of a row apart",
+            "Use --attention sdpa, or leave out --document-mask",
+        )
     return Support.yes()
 
 

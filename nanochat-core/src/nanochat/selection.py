@@ -98,9 +98,15 @@ def loss_name(*facts: Any) -> str:
 
 
 @torch.compiler.assume_constant_result
-def attention_name(*facts: Any, windows: tuple[int | None], training: bool) -> str:
+def attention_name(
+    *facts: Any, windows: tuple[int | None], training: bool, documents: bool = False
+) -> str:
     *shape, dtype = facts
-    return _loaded_name(AttentionProblem(*shape, windows=windows, dtype=dtype, training=training))
+    return _loaded_name(
+        AttentionProblem(
+            *shape, windows=windows, dtype=dtype, training=training, documents=documents
+        )
+    )
 
 
 def loaded(name: str) -> Any:

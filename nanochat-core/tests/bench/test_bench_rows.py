@@ -109,6 +109,14 @@ def test_step_compares_the_cross_product(capsys, tmp_path):
     assert chunked["proof"] == "proven"
 
 
+def test_rows_of_several_documents(capsys):
+    arguments = ["--depth=1", "--max-seq-len=64", "--device-batch-size=1", "--device=cpu"]
+    short = [*arguments, "--no-compile", "--repeats=1", "--warmup=1", "--document-mask"]
+    assert main(["attention", *short, "--attention=sdpa"]) == 0
+    assert "documents of 512 on average" in capsys.readouterr().out
+    assert main(["step", *short, "--vocab-size=300", "--aspect-ratio=32", "--head-dim=16"]) == 0
+
+
 def test_attention_rows_and_refusals_are_a_table(capsys):
     assert main(["attention", *TINY, "--attention=sdpa,flex"]) == 0
     out = capsys.readouterr().out

@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from nanochat.backend import AttentionProblem, Target
 from nanochat.builtin.attention import Flex, Sdpa
-from nanochat.builtin.flex import window_mask
+from nanochat.builtin.flex import block_mask
 
 CPU = Target(kind="cpu", name="processor")
 H100 = Target(kind="cuda", name="NVIDIA H100 80GB HBM3", capability=(9, 0))
@@ -167,7 +167,7 @@ def test_flex_mask_is_the_one_torch_makes(length):
         def visible(b, h, query, key, window=window):
             return (key <= query) & (query - key <= window)
 
-        ours = window_mask(length, window, device)
+        ours = block_mask(length, window, None, device)
         theirs = create_block_mask(visible, None, None, length, length, device="cpu")
         assert torch.equal(ours.to_dense(), theirs.to_dense()), window
         assert ours.seq_lengths == theirs.seq_lengths
@@ -180,6 +180,30 @@ def test_flex_mask_is_the_one_torch_makes(length):
             (ours.full_q_num_blocks, theirs.full_q_num_blocks),
         ):
             assert torch.equal(mine, torchs), window
+
+
+@pytest.mark.parametrize("length", [128, 300, 513])
+@pytest.mark.parametrize("window", [None, 7, 128, 200])
+def test_flex_mask_of_documents_is_the_one_torch_makes(length, window):
+    generator = torch.Generator().manual_seed(length)
+    rows = torch.rand(4, length, generator=generator) < torch.tensor([[0], [1], [0.01], [0.005]])
+    rows[3, 256:257] = True  # at the edge of a block
+    documents = (2 * rows.cumsum(1)).int()
+
+    def visible(b, h, query, key):
+        near = key <= query if window is None else (key <= query) & (query - key <= window)
+        return near & (documents[b, query] == documents[b, key])
+
+    ours = block_mask(length, window, documents, torch.device("cpu"))
+    theirs = create_block_mask(visible, 4, None, length, length, device="cpu")
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    for mine, torchs in (
+        (ours.kv_num_blocks, theirs.kv_num_blocks),
+        (ours.full_kv_num_blocks, theirs.full_kv_num_blocks),
+        (ours.q_num_blocks, theirs.q_num_blocks),
+        (ours.full_q_num_blocks, theirs.full_q_num_blocks),
+    ):
+        assert torch.equal(mine, torchs)
 
 
 def test_flex_sends_full_layers_and_decoding_to_sdpa(sdpa):

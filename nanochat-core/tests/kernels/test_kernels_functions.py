@@ -102,6 +102,18 @@ def test_attention_equals_the_formula(window_size, window, scale):
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_packed_documents_are_as_if_alone():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 9, heads, 8) for heads in (4, 2, 2))
+    documents = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 2]])  # int64, as cumsum gives them
+    y = kernels.flash_attn_func(q, k, v, documents=documents)
+    for part in (slice(0, 4), slice(4, 5), slice(5, 9)):
+        expected = attention_reference(q[:, part], k[:, part], v[:, part], None, 8**-0.5)
+        torch.testing.assert_close(y[:, part].double(), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match=r"documents are \(9,\), the rows are \(1, 9\)"):
+        kernels.flash_attn_func(q, k, v, documents=documents[0])
+
+
 @pytest.mark.parametrize(
     "filled", [5, torch.tensor([5, 5]), torch.tensor([5, 5], dtype=torch.int32)]
 )

@@ -3,6 +3,7 @@
 import math
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,36 @@ def test_building_allocates_nothing(backend):
         model = GPT(config, attention=backend("attention", "sdpa"), loss=backend("loss", "torch"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert model.parameter_counts()["total"] > 2e10
+
+
+@pytest.mark.parametrize("pattern", ["L", "SSL"])
+def test_with_a_document_token_packed_documents_are_as_if_alone(build, pattern):
+    """Losses and gradients of a packed row are those of its documents in rows of their own."""
+    first, lengths = 7, (1, 5, 90, 64)
+    config = replace(CONFIG, window_pattern=pattern, document_token=first)
+    packed = build(config)
+    alone = build(replace(config, document_token=None))
+    tokens = tokens_of(config, rows=1)
+    tokens[tokens == first] = 8
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    tokens[0, starts] = first
+    targets = tokens_of(config, rows=1, seed=2)
+
+    rows = packed(tokens, targets, reduction="none")
+    rows.sum().backward()
+    parts = [
+        alone(tokens[:, s : s + n], targets[:, s : s + n], reduction="none")
+        for s, n in zip(starts, lengths, strict=True)
+    ]
+    torch.cat(parts).sum().backward()
+    # Rotary positions turn queries and keys alike, but not to the last digit.
+    torch.testing.assert_close(rows, torch.cat(parts), rtol=2e-4, atol=2e-4)
+    theirs = dict(alone.named_parameters())
+    for name, parameter in packed.named_parameters():
+        exact = theirs[name].grad
+        assert (parameter.grad - exact).norm() <= 2e-3 * exact.norm() + 1e-6, name
+    # Without the mask they are not alike.
+    assert (alone(tokens, targets, reduction="none") - rows).abs().max() > 0.1
 
 
 def test_every_value_is_set_by_initialisation(build, monkeypatch):

@@ -35,6 +35,7 @@ def pick(registry, hook, target, *, asked="auto", pattern="SSSL", dtype="bfloat1
         window_pattern=pattern,
         sequence_len=options.pop("sequence_len", 2048),
         head_dim=options.pop("head_dim", 128),
+        document_token=options.pop("document_token", None),
     )
     problems = problems_of(config, options.pop("batch", 16), target, dtype, **options)
     return choose(registry, hook, asked, target, problems[hook])
@@ -69,6 +70,13 @@ def test_masks_on_a_gpu_are_possible_but_warned_of(registry):
     small = pick(registry, "attention", H200, head_dim=8)
     assert small.backend.name == "sdpa"
     assert small.warning
+
+
+def test_documents_take_kernels_that_skip_what_is_not_seen(registry):
+    options = {"pattern": "L", "document_token": 0}
+    assert pick(registry, "attention", H200, **options).backend.name == "flex"
+    assert pick(registry, "attention", CPU, **options).backend.name == "sdpa"
+    assert "document mask" in pick(registry, "attention", H200, asked="sdpa", **options).warning
 
 
 @pytest.mark.parametrize("target", [CPU, APPLE, TPU], ids=str)

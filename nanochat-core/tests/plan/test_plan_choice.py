@@ -1,11 +1,13 @@
 """How a backend is chosen, and what is said about those that were not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from nanochat.backend import (
     AttentionBackend,
+    AttentionProblem,
     DeviceBackend,
     DeviceProblem,
     LossBackend,
@@ -208,6 +210,27 @@ def test_where_none_is_left_all_reasons_are_told():
         assert part in message
     with pytest.raises(UsageError, match="no backend is registered"):
         chosen("auto")
+
+
+def test_documents_need_a_backend_that_says_it_keeps_them_apart():
+    """One that has never heard of them answers yes to every problem."""
+
+    def attention(name, *words):
+        body = {"name": name, "summary": "a toy", "capabilities": words}
+        return type("Toy", (AttentionBackend,), body)()
+
+    registry = registry_of(attention("old"), attention("new", "documents"))
+    problem = AttentionProblem("cpu", 2, 64, 4, 4, 16, documents=True)
+    choice = choose(registry, "attention", "auto", CPU, problem)
+    assert choice.backend.name == "new"
+    assert [(r.name, r.reason) for r in choice.refusals] == [
+        ("old", "it cannot keep the documents of a row apart")
+    ]
+    with pytest.raises(UsageError, match="'old' cannot run here") as error:
+        choose(registry, "attention", "old", CPU, problem)
+    assert "--document-mask" in error.value.remedy
+    plain = replace(problem, documents=False)
+    assert choose(registry, "attention", "auto", CPU, plain).backend.name == "old"
 
 
 def test_requirements_are_met_by_metadata_alone(site):

@@ -82,6 +82,21 @@ class ScalesQueriesInPlace(Sdpa):
         return super().attention(q, k, v, window=window, scale=scale)
 
 
+class DocumentsForgotten(Sdpa):
+    def attention(self, q, k, v, *, window, scale, documents=None):
+        return super().attention(q, k, v, window=window, scale=scale)
+
+
+class DocumentsOfTheFirstRow(Sdpa):
+    def attention(self, q, k, v, *, window, scale, documents=None):
+        documents = documents[:1].expand_as(documents)
+        return super().attention(q, k, v, window=window, scale=scale, documents=documents)
+
+
+class SilentlyWithoutDocuments(DocumentsForgotten):
+    capabilities = ("gqa", "window", "kvcache")
+
+
 class BreaksTheGraph(Sdpa):
     def attention(self, q, k, v, *, window, scale):
         torch._dynamo.graph_break()
@@ -378,6 +393,9 @@ class KeepsFirstWeights(Rounded):
         (LastBlockWrong, "lengths", "1 positions, window None: the output is"),
         (TakesStridesForGranted, "layouts", "heads first"),
         (ScalesQueriesInPlace, "inputs_are_kept", "q after a forward pass"),
+        (DocumentsForgotten, "documents", "at the edges of blocks, window None: the output is"),
+        (DocumentsOfTheFirstRow, "documents", "at the edges of blocks, window None"),
+        (SilentlyWithoutDocuments, "documents", "do not name 'documents'), but a call computes"),
         (BreaksTheGraph, "compiles_whole", "does not compile in one graph"),
         (ClaimsToRepeatItself, "repeats_itself", "the output is not the same as before"),
         (CacheNotFilled, "cache_in_place", "the key cache, 1 tokens behind"),

@@ -90,6 +90,23 @@ def test_every_builtin_loss_trains_alike(train, tmp_path, losses, whole, loss):
     assert losses(tmp_path / "named") == pytest.approx(whole, rel=1e-4)
 
 
+def test_a_run_that_keeps_documents_apart(train, tmp_path, losses, whole):
+    """It learns otherwise than without, is continued, and its checkpoint says what it is."""
+    flags = ("--document-mask", "--output=apart")
+    status, out, err = train(*flags, "--num-iterations=12", "--save-every=6", "--eval-every=12")
+    assert (status, err) == (0, "")
+    apart = losses(tmp_path / "apart")
+    assert apart[0] == pytest.approx(whole[0], rel=0.01)
+    assert abs(apart[11] - whole[11]) > 1e-4
+    checkpoints = tmp_path / "apart" / "checkpoints"
+    meta = json.loads((checkpoints / "step_000006" / "meta.json").read_text())
+    assert meta["model"]["document_token"] is not None
+    assert meta["settings"]["document_mask"] is True
+    shutil.rmtree(checkpoints / "step_000012")
+    assert train("--resume", str(checkpoints / "step_000006"), "--output=on")[0] == 0
+    assert losses(tmp_path / "on")[11] == pytest.approx(apart[11], rel=1e-5)
+
+
 def test_streaming_trains_while_shards_appear(train, tmp_path, texts, stream, shard_writer):
     """The second shard, without which there are not enough rows, comes after the first step."""
     log = tmp_path / "runs" / "d2" / "log.jsonl"

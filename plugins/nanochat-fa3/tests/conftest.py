@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,12 @@ SIGNATURES = {
         "window_size_right softcap alibi_slopes return_softmax",
         "_flash_attn_backward": "dout q k v out softmax_lse dq dk dv dropout_p softmax_scale "
         "causal window_size_left window_size_right softcap alibi_slopes deterministic rng_state=",
+        "_flash_attn_varlen_forward": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k "
+        "dropout_p softmax_scale causal window_size_left= window_size_right= softcap= "
+        "alibi_slopes= return_softmax= block_table= leftpad_k= seqused_k= zero_tensors=",
+        "_flash_attn_varlen_backward": "dout q k v out softmax_lse dq dk dv cu_seqlens_q "
+        "cu_seqlens_k max_seqlen_q max_seqlen_k dropout_p softmax_scale causal window_size_left "
+        "window_size_right softcap alibi_slopes deterministic rng_state= zero_tensors=",
         "flash_attn_with_kvcache": "q k_cache v_cache k= v= rotary_cos= rotary_sin= cache_seqlens= "
         "cache_batch_idx= cache_leftpad= block_table= softmax_scale= causal= window_size= softcap= "
         "rotary_interleaved= alibi_slopes= num_splits= return_softmax_lse=",
@@ -117,6 +124,24 @@ def scores(q, k, scale, seen):
     return s.masked_fill(~seen, float("-inf"))
 
 
+def apart(seen, starts, longest):
+    """What is seen of (1, 1, total, total) where documents begin at `starts`."""
+    starts = starts.long()
+    assert starts[0] == 0 and starts[-1] == seen.size(-1) and starts.diff().max() <= longest
+    numbers = torch.repeat_interleave(starts.diff())
+    return seen & (numbers[:, None] == numbers)
+
+
+def in_one_row(function):
+    """A function of rows as the varlen one of the same name: without the batch, lse (H, total)."""
+
+    def varlen(*tensors, seen):
+        answers = function(*(x[None] for x in tensors), seen=seen)
+        return tuple(x[0] for x in answers)
+
+    return varlen
+
+
 def attend(q, k, v, scale, seen):
     s = scores(q, k, scale, seen)
     v = v.repeat_interleave(q.size(2) // v.size(2), dim=2).double()
@@ -138,6 +163,18 @@ def gradients(dout, q, k, v, out, lse, scale, seen):
     dv = torch.einsum("bhqk,bqhd->bkhd", p, dout.double())
     dk, dv = (x.unflatten(2, (-1, group)).sum(3) for x in (dk, dv))
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def rows(function, tensors, window, given):
+    """Rows one by one, or with cu_seqlens all positions as one row of documents."""
+    starts = given.get("cu_seqlens_q")
+    q, k = tensors[:2]
+    if starts is None:
+        return function(*tensors, seen=visible(q.size(1), k.size(1), *window))
+    assert torch.equal(starts, given["cu_seqlens_k"]) and starts.dtype == torch.int32
+    assert given["max_seqlen_q"] == given["max_seqlen_k"]
+    seen = apart(visible(q.size(0), k.size(0), *window), starts, given["max_seqlen_q"])
+    return in_one_row(function)(*tensors, seen=seen)
 
 
 def write(cache, new, filled):
@@ -171,16 +208,17 @@ def cuda_module(name, wrong=None):
         left, right = sides(given)
         if wrong == "window" and left is not None:
             left += 1
-        out, lse = attend(q, k, v, softmax_scale, visible(q.size(1), k.size(1), left, right))
+        out, lse = rows(partial(attend, scale=softmax_scale), (q, k, v), (left, right), given)
         return (out, lse, torch.empty(0), torch.empty(0))
 
     def backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, softmax_scale, **given):
-        seen = visible(q.size(1), k.size(1), *sides(given))
-        for into, result in zip(
-            (dq, dk, dv),
-            gradients(dout, q, k, v, out, softmax_lse, softmax_scale, seen),
-            strict=True,
-        ):
+        results = rows(
+            partial(gradients, scale=softmax_scale),
+            (dout, q, k, v, out, softmax_lse),
+            sides(given),
+            given,
+        )
+        for into, result in zip((dq, dk, dv), results, strict=True):
             into.copy_(result)
         if wrong == "gradient":
             dk.mul_(0.5)
@@ -198,9 +236,12 @@ def cuda_module(name, wrong=None):
     for function, body in (
         ("_flash_attn_forward", forward),
         ("_flash_attn_backward", backward),
+        ("_flash_attn_varlen_forward", forward),
+        ("_flash_attn_varlen_backward", backward),
         ("flash_attn_with_kvcache", decode),
     ):
-        setattr(module, function, with_signature(texts[function], body, calls))
+        if function in texts:
+            setattr(module, function, with_signature(texts[function], body, calls))
     module.calls = calls
     return module
 
@@ -208,17 +249,19 @@ def cuda_module(name, wrong=None):
 def cute_module():
     module, calls = ModuleType("standin_fa4"), []
 
-    def forward(q, k, v, softmax_scale, causal, return_lse, window_size_left, window_size_right):
-        left, right = cute_window(causal, window_size_left, window_size_right)
-        out, lse = attend(q, k, v, softmax_scale, visible(q.size(1), k.size(1), left, right))
+    def forward(
+        q, k, v, softmax_scale, causal, return_lse, window_size_left, window_size_right, **given
+    ):
+        window = cute_window(causal, window_size_left, window_size_right)
+        out, lse = rows(partial(attend, scale=softmax_scale), (q, k, v), window, given)
         return out, lse if return_lse else None, None, None, None
 
     def backward(
-        q, k, v, out, dout, lse, softmax_scale, causal, window_size_left, window_size_right
+        q, k, v, out, dout, lse, softmax_scale, causal, window_size_left, window_size_right, **given
     ):
-        left, right = cute_window(causal, window_size_left, window_size_right)
-        seen = visible(q.size(1), k.size(1), left, right)
-        return gradients(dout, q, k, v, out, lse, softmax_scale, seen)
+        window = cute_window(causal, window_size_left, window_size_right)
+        tensors = (dout, q, k, v, out, lse)
+        return rows(partial(gradients, scale=softmax_scale), tensors, window, given)
 
     def varlen(q, k, v, seqused_k, softmax_scale, causal, window_size):
         assert seqused_k.dtype == torch.int32

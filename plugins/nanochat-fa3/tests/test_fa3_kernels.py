@@ -116,6 +116,58 @@ def test_queries_that_are_a_view_of_a_larger_tensor(backend):
     assert got.is_contiguous()
 
 
+DOCUMENTS = {
+    "one a row": [[33], [33]],
+    "of one position": [[1] * 33, [32, 1]],
+    "across rows alike": [[10, 23], [10, 23]],
+    "many and one": [[3, 8, 1, 20, 1], [33]],
+}
+
+
+def numbered(lengths):
+    return torch.stack([torch.repeat_interleave(torch.tensor(row)) for row in lengths]).int()
+
+
+@pytest.mark.parametrize("window", [None, 5, 1000])
+@pytest.mark.parametrize("lengths", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_documents_do_not_see_each_other(backend, lengths, window):
+    torch.manual_seed(0)
+    given = qkv()
+    options = {"window": window, "scale": 0.3, "documents": numbered(lengths)}
+    got = backend.attention(*given, **options)
+    want = sdpa.attention(*given, **options)
+    weight = torch.randn_like(want)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    for one, other in zip(
+        torch.autograd.grad(got, given, weight),
+        torch.autograd.grad(want, given, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_one_graph_serves_other_documents(standin):
+    """How many there are is found while it runs, so nothing is compiled anew."""
+    backend = FlashAttention()
+    backend._operators = ops.register(bindings.bind_cuda(standin("fa2"), "standin_documents"))
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def step(q, k, v, documents):
+        return backend.attention(q, k, v, window=4, scale=0.3, documents=documents)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=compiler)
+    given = [x.detach() for x in qkv()]
+    for lengths in DOCUMENTS.values():
+        documents = numbered(lengths)
+        want = sdpa.attention(*given, window=4, scale=0.3, documents=documents)
+        torch.testing.assert_close(compiled(*given, documents), want, rtol=1e-6, atol=1e-6)
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("window", [None, 0, 3, 500])
 @pytest.mark.parametrize("new", [1, 4])
 def test_decoding_appends_and_attends(backend, window, new):
@@ -183,7 +235,7 @@ def test_providers_are_called_by_keyword_only(provider, backend):
 
 def test_torch_library_accepts_the_operators(backend):
     samples = backend.operator_samples("cpu")
-    assert len(samples) == 6
+    assert len(samples) == 7
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)
 
@@ -221,8 +273,9 @@ def test_a_right_provider_passes_the_parity_check(provider):
     parity.require(provider[2], "a stand-in", CPU, torch.float32)
     errors = list(parity.measure(provider[2], CPU, torch.bfloat16))
     assert {m.ok for m in errors} == {True}
-    # The outputs and three gradients, and twice the decoding with its two caches, a window.
-    assert len(errors) == 2 * (4 + 2 * 3)
+    # Of each window the output and three gradients, the same with documents, and twice the
+    # decoding with its two caches.
+    assert len(errors) == 2 * (4 + 4 + 2 * 3)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +317,7 @@ def test_an_old_result_is_not_mistaken_for_the_log_sum_exp(standin):
     kernel = bindings.bind_cuda(module, "standin_old")
     q, k, v = (x.detach() for x in qkv())
     with pytest.raises(NanochatError, match="unknown version"):
-        kernel.forward(q, k, v, None, 0.3)
+        kernel.forward(q, k, v, None, None, 0.3)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ PROBLEMS: dict[str, type[Any]] = {
     "loss": LossProblem,
     "quantization": QuantizationProblem,
 }
+DOCUMENT_LENGTH = 512
+"""How long the random documents of a job are on average, where rows hold several."""
+
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -17,6 +17,7 @@ from nanochat.backend import (
     QuantizationBackend,
     QuantizationProblem,
 )
+from nanochat.bench.jobs import DOCUMENT_LENGTH
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.layers import Linear
@@ -67,9 +68,12 @@ def attention_round(
         ).requires_grad_()
         for number in heads
     )
-    scale = problem.head_dim**-0.5
+    options: dict[str, Any] = {"window": window, "scale": problem.head_dim**-0.5}
+    if problem.documents:
+        starts = document_starts(problem.batch, problem.sequence_len, runtime.device)
+        options["documents"] = starts.cumsum(dim=1).int()
     upstream = torch.randn_like(q)
-    call = _called(lambda: backend.attention(q, k, v, window=window, scale=scale), runtime, compile)
+    call = _called(lambda: backend.attention(q, k, v, **options), runtime, compile)
     return Round(
         forward=call,
         backward=lambda y: y.backward(upstream),
@@ -79,8 +83,15 @@ def attention_round(
     )
 
 
+def document_starts(batch: int, length: int, device: torch.device) -> Tensor:
+    """Where random documents of `DOCUMENT_LENGTH` on average begin, (B, T) bool."""
+    starts = torch.rand(batch, length, device=device) < 1 / DOCUMENT_LENGTH
+    starts[:, 0] = True
+    return starts
+
+
 def attention_flops(problem: AttentionProblem, window: int | None) -> float:
-    """Forward and backward (2.5 times the forward), counting only pairs that are seen."""
+    """Forward and backward (2.5 times the forward), of the pairs that the window lets be seen."""
     length = problem.sequence_len
     seen = length if window is None else min(window + 1, length)
     pairs = seen * (seen + 1) / 2 + (length - seen) * seen
@@ -166,6 +177,9 @@ def step_round(plan: Plan, config: GPTConfig, batch: int, runtime: Runtime, comp
     tokens, targets = torch.randint(
         config.vocab_size, (2, batch, config.sequence_len), device=runtime.device
     )
+    if config.document_token is not None:
+        starts = document_starts(batch, config.sequence_len, runtime.device)
+        tokens[starts] = config.document_token
 
     def forward() -> Tensor:
         with quantization.context():

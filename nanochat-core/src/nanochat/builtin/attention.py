@@ -25,7 +25,7 @@ class Sdpa(AttentionBackend):
     name = "sdpa"
     summary = "PyTorch's scaled dot product attention; windows through a mask"
     requires = (Requirement("torch", ">=2.9", "pip install 'torch>=2.9'"),)
-    capabilities = ("gqa", "window", "kvcache")
+    capabilities = ("gqa", "window", "kvcache", "documents")
     kernels = KernelPatterns(
         forward=(r"flash_fwd|fmha|sdpa|attention_forward|_scaled_dot_product",),
         backward=(r"flash_bwd|fmha|sdpa|attention_backward|_scaled_dot_product.*backward",),
@@ -37,10 +37,13 @@ class Sdpa(AttentionBackend):
 
     def supports(self, problem: Problem) -> Support:
         assert isinstance(problem, AttentionProblem)
-        if problem.device == "cuda" and problem.windowed and problem.training:
+        masked = "a document mask" if problem.documents else "a sliding window"
+        if problem.device == "cuda" and problem.training and (
+            problem.documents or problem.windowed
+        ):
             return Support.slow(
-                "a sliding window needs a mask here, which costs more than full attention",
-                "Take --attention flex, or --window-pattern L",
+                f"{masked} is a mask of every pair here, which costs more than full attention",
+                "Take --attention flex",
             )
         return Support.yes()
 
@@ -50,9 +53,16 @@ class Sdpa(AttentionBackend):
         self._kernel = sdpa
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        window: int | None,
+        scale: float,
+        documents: Tensor | None = None,
     ) -> Tensor:
-        return self._kernel.attention(q, k, v, window=window, scale=scale)
+        return self._kernel.attention(q, k, v, window=window, scale=scale, documents=documents)
 
     def attention_with_kvcache(
         self,
@@ -72,13 +82,13 @@ class Sdpa(AttentionBackend):
 
 
 class Flex(Sdpa):
-    """`torch.nn.attention.flex_attention` for windows, which skips the blocks no query sees.
+    """`torch.nn.attention.flex_attention` for windows and documents: it skips unseen blocks.
 
     Layers that see everything, and decoding, go to SDPA, whose kernels are faster at them.
     """
 
     name = "flex"
-    summary = "windows as compiled block-sparse kernels (flex_attention), full layers as sdpa"
+    summary = "windows and documents as block-sparse kernels (flex_attention), the rest as sdpa"
     kernels = KernelPatterns(
         forward=(r"triton_.*flex_attention", *Sdpa.kernels.forward),
         backward=(r"triton_.*flex_attention_backward", *Sdpa.kernels.backward),

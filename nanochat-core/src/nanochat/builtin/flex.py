@@ -1,4 +1,4 @@
-"""Windows by `flex_attention`: blocks of keys that no query sees are never touched."""
+"""Windows and documents by `flex_attention`: blocks of keys that no query sees stay untouched."""
 
 from __future__ import annotations
 
@@ -18,14 +18,24 @@ __all__ = ["attention", "attention_with_kvcache"]
 BLOCK = 128
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    scale: float,
+    documents: Tensor | None = None,
+) -> Tensor:
     """Causal self-attention; see `AttentionBackend.attention`."""
     length = q.size(1)
-    if window is None or window >= length - 1:
+    if window is not None and window >= length - 1:
+        window = None
+    if window is None and documents is None:
         return sdpa.attention(q, k, v, window=None, scale=scale)
     if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
         # Evaluation comes in many lengths, and a mask costs less than a compilation for each.
-        return sdpa.attention(q, k, v, window=window, scale=scale)
+        return sdpa.attention(q, k, v, window=window, scale=scale, documents=documents)
     # Within torch.compile the outer graph fuses it. Uncompiled, flex_attention would hold the
     # whole score matrix, so it brings a compilation of its own.
     flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
@@ -33,28 +43,45 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: flo
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        block_mask=window_mask(length, window, q.device),
+        block_mask=block_mask(length, window, documents, q.device),
         scale=scale,
         enable_gqa=q.size(2) != k.size(2),
     )
     return y.transpose(1, 2)
 
 
-def window_mask(length: int, window: int, device: torch.device) -> BlockMask:
-    """The block mask of a causal window, from arithmetic on blocks alone.
+def block_mask(
+    length: int, window: int | None, documents: Tensor | None, device: torch.device
+) -> BlockMask:
+    """The block mask of a causal window and of documents, from arithmetic on blocks alone.
 
     `create_block_mask` would evaluate every pair of positions: at 16K tokens 268 million.
     """
     blocks = torch.arange(-(-length // BLOCK), device=device)
     gap = blocks[:, None] - blocks[None, :]  # in blocks, query minus key
-    nearest = (gap * BLOCK - (BLOCK - 1)).clamp(min=0)  # smallest distance within a pair of blocks
-    farthest = gap * BLOCK + (BLOCK - 1)
-    seen = (gap >= 0) & (nearest <= window)
+    seen = gap >= 0
     whole = (blocks + 1) * BLOCK <= length  # the last block of queries may be cut short
-    full = (gap >= 1) & (farthest <= window) & whole[:, None]
+    full = (gap >= 1) & whole[:, None]
+    if window is not None:
+        nearest = (gap * BLOCK - (BLOCK - 1)).clamp(min=0)  # smallest distance in a pair of blocks
+        farthest = gap * BLOCK + (BLOCK - 1)
+        seen = seen & (nearest <= window)
+        full = full & (farthest <= window)
+    if documents is not None:
+        # Numbers never decrease: the last document of a block of keys is the first one of a later
+        # block of queries, or they share none.
+        first = documents[:, ::BLOCK]
+        last = documents[:, ((blocks + 1) * BLOCK - 1).clamp(max=length - 1)]
+        seen = seen & (last[:, None, :] >= first[:, :, None])
+        full = full & (first[:, None, :] == last[:, :, None])
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query - key <= window)
+        see = key <= query
+        if window is not None:
+            see = see & (query - key <= window)
+        if documents is not None:
+            see = see & (documents[batch, query] == documents[batch, key])
+        return see
 
     return BlockMask.from_kv_blocks(
         *_listed(seen & ~full),
@@ -66,10 +93,12 @@ def window_mask(length: int, window: int, device: torch.device) -> BlockMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """A (queries, keys) table of blocks as how many there are for each query, and which."""
+    """A ([batch,] queries, keys) table of blocks: how many there are for each query, and which."""
+    if blocks.dim() == 2:
+        blocks = blocks[None]
     count = blocks.sum(dim=-1, dtype=torch.int32)
     index = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
-    return count[None, None], index[None, None]
+    return count[:, None], index[:, None]
 
 
 @lru_cache(maxsize=1)

@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    scale: float,
+    documents: Tensor | None = None,
+) -> Tensor:
     """Causal self-attention; see `AttentionBackend.attention`."""
-    length = q.size(1)
-    mask = None
-    if window is not None and window < length - 1:
-        rows = torch.arange(length, device=q.device)
-        distance = rows[:, None] - rows[None, :]
-        mask = (distance >= 0) & (distance <= window)
+    mask = _mask(q.size(1), window, documents, q.device)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -25,6 +28,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: flo
         enable_gqa=q.size(2) != k.size(2),
     )
     return y.transpose(1, 2)
+
+
+def _mask(
+    length: int, window: int | None, documents: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """What each query sees, (T, T) or (B, 1, T, T); None where that is all before it."""
+    if window is not None and window >= length - 1:
+        window = None
+    if window is None and documents is None:
+        return None
+    rows = torch.arange(length, device=device)
+    distance = rows[:, None] - rows[None, :]
+    mask = distance >= 0
+    if window is not None:
+        mask &= distance <= window
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
+    return mask
 
 
 def attention_with_kvcache(

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat.backend import Hook, Problem
 from nanochat.bench import report
-from nanochat.bench.jobs import Job, Outcome, Work, run_job
+from nanochat.bench.jobs import DOCUMENT_LENGTH, Job, Outcome, Work, run_job
 from nanochat.cli import flags
 from nanochat.cli import main as command_line
 from nanochat.errors import UsageError
@@ -59,6 +59,7 @@ def parser() -> flags.Parser:
     ):
         flags.add(shape, name, type=_whole, default=default, metavar="N", help=f"[{default}]")
     flags.add(shape, "--window-pattern", default="SSSL", metavar="SSSL", help="[SSSL]")
+    flags.add(shape, "--document-mask", action="store_true", help="rows of several documents")
     how = root.add_argument_group("how")
     flags.add(how, "--repeats", type=_whole, default=10, metavar="N", help="timed rounds [10]")
     flags.add(how, "--warmup", type=_whole, default=3, metavar="N", help="rounds before [3]")
@@ -140,6 +141,7 @@ def _shape(given: argparse.Namespace) -> str:
     return (
         f"depth {given.depth}, batch {given.device_batch_size}, length {given.max_seq_len}, "
         f"vocabulary {given.vocab_size}, windows {given.window_pattern}"
+        + (f", documents of {DOCUMENT_LENGTH} on average" if given.document_mask else "")
     )
 
 
@@ -153,6 +155,7 @@ def _jobs(given: argparse.Namespace) -> Iterator[Job]:
         head_dim=given.head_dim,
         kv_heads=given.kv_heads or None,
         window_pattern=given.window_pattern,
+        document_token=0 if given.document_mask else None,
     )
     common: dict[str, Any] = {
         "device": given.device,

@@ -15,7 +15,8 @@ class GPTConfig:
     """Everything that the parameters' shapes and the computation depend on.
 
     `window_pattern` is tiled over the layers: L sees the whole sequence, S a quarter of it; the
-    last layer always sees all.
+    last layer always sees all. `document_token` is the token that begins a document: with it,
+    positions of different documents in a row do not see each other.
     """
 
     sequence_len: int = 2048
@@ -27,6 +28,7 @@ class GPTConfig:
     window_pattern: str = "SSSL"
     softcap: float | None = 15.0
     rope_base: float = 100_000.0
+    document_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -57,6 +59,7 @@ class GPTConfig:
         head_dim: int = 128,
         kv_heads: int | None = None,
         window_pattern: str = "SSSL",
+        document_token: int | None = None,
     ) -> GPTConfig:
         """The one dial: width is depth * aspect_ratio, rounded up to whole heads."""
         if min(depth, aspect_ratio, head_dim) < 1:
@@ -70,6 +73,7 @@ class GPTConfig:
             n_kv_head=kv_heads or heads,
             n_embd=heads * head_dim,
             window_pattern=window_pattern,
+            document_token=document_token,
         )
 
     @property

@@ -111,7 +111,7 @@ class GPT(nn.Module):
 
         tokens and targets are (B, T) int64; a target of -1 is ignored. Returns a float32 scalar
         ((B * T,) for reduction "none"), or float32 logits (B, T, vocab_size). With a cache, the T
-        tokens continue what it holds and are appended to it.
+        tokens continue what it holds and are appended to it; then a row is one document.
         """
         hidden = self.hidden(tokens, cache)
         weight = self.output.weight[: self.config.vocab_size].to(hidden.dtype)
@@ -140,15 +140,17 @@ class GPT(nn.Module):
         else:
             rotary = self.rotary.index_select(1, cache.places(tokens.size(1)))
 
+        starts, documents = self._documents(tokens) if cache is None else (None, None)
         x = norm(self.embedding(tokens).to(self.dtype))
-        x = self._smear(x, cache)
+        x = self._smear(x, cache, starts)
         embedded, middle = x, x
         for index, block in enumerate(self.blocks):
             x = self.residual_scale[index] * x + self.embedding_scale[index] * embedded
             value = None
             if self.config.has_value_embedding(index):
                 value = self.value_embeddings[str(index)](tokens).to(x.dtype)
-            x = block(x, value, rotary, None if cache is None else cache.layer(index))
+            layer_cache = None if cache is None else cache.layer(index)
+            x = block(x, value, rotary, layer_cache, documents)
             if index == self.config.n_layer // 2:
                 middle = x
         if cache is not None:
@@ -156,11 +158,23 @@ class GPT(nn.Module):
         # Features that served only the lower layers need not reach the logits.
         return norm(x - self.backout_scale.to(x.dtype) * middle)
 
-    def _smear(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def _documents(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Where documents begin, (B, T) bool, and the number of each position's, (B, T) int32.
+
+        Both are None where the model does not keep documents apart.
+        """
+        if self.config.document_token is None:
+            return None, None
+        starts = tokens == self.config.document_token
+        return starts, starts.cumsum(dim=1).int()
+
+    def _smear(self, x: Tensor, cache: KVCache | None, starts: Tensor | None) -> Tensor:
         """Mix a little of the previous token's embedding into each: cheap bigrams."""
         if cache is None:
             # The first position has no predecessor; a zero vector leaves it as it is.
             previous = nn.functional.pad(x[:, :-1], (0, 0, 1, 0))
+            if starts is not None:
+                previous = previous.masked_fill(starts.unsqueeze(-1), 0)
         else:
             previous = torch.cat((cache.last_embedding, x[:, :-1]), dim=1)
             cache.remember(x)
@@ -182,7 +196,8 @@ class GPT(nn.Module):
         """Operations a token of forward and backward, by the convention of PaLM (2204.02311).
 
         Six for each weight of a matrix product and 12 * width * context for attention, where the
-        context is a layer's window or the whole sequence: causality is not discounted.
+        context is a layer's window or the whole sequence: neither causality nor the ends of
+        documents are discounted.
         """
         config = self.config
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

@@ -74,7 +74,12 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, value: Tensor | None, rotary: Tensor, cache: LayerCache | None
+        self,
+        x: Tensor,
+        value: Tensor | None,
+        rotary: Tensor,
+        cache: LayerCache | None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
@@ -84,7 +89,9 @@ class SelfAttention(nn.Module):
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))
             v = v + gate.unsqueeze(-1) * value.view_as(v)
         if cache is None:
-            y = self.backend.attention(q, k, v, window=self.window, scale=self.scale)
+            # Only backends that keep documents apart know the word.
+            apart = {} if documents is None else {"documents": documents}
+            y = self.backend.attention(q, k, v, window=self.window, scale=self.scale, **apart)
         else:
             y = self.backend.attention_with_kvcache(
                 q,
@@ -120,7 +127,12 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, value: Tensor | None, rotary: Tensor, cache: LayerCache | None
+        self,
+        x: Tensor,
+        value: Tensor | None,
+        rotary: Tensor,
+        cache: LayerCache | None,
+        documents: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(norm(x), value, rotary, cache)
+        x = x + self.attention(norm(x), value, rotary, cache, documents)
         return x + self.feed_forward(norm(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,13 @@ LAYOUTS = ("contiguous", "slices of one product", "heads first", "every second n
 
 
 def reference(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, first: int = 0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    scale: float,
+    first: int = 0,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """The formula, in the dtype of its inputs. `first` is the position of the first query."""
     group = q.size(2) // k.size(2)
@@ -29,6 +35,9 @@ def reference(
     query = torch.arange(first, first + q.size(1), device=q.device)
     distance = query[:, None] - torch.arange(k.size(1), device=q.device)
     seen = distance >= 0 if window is None else (distance >= 0) & (distance <= window)
+    if documents is not None:
+        documents = documents.to(q.device)
+        seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
     weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
     return torch.einsum("bhij,bjhd->bihd", weights, v)
 
@@ -64,6 +73,7 @@ def forward_and_gradient(
     scale: float | None = None,
     wanted: str = "qkv",
     attention: Attention | None = None,
+    documents: Tensor | None = None,
 ) -> Measured:
     """Output and gradients of the problem's first window against float64."""
     attention = attention or _attention_of(subject)
@@ -73,7 +83,8 @@ def forward_and_gradient(
         x.detach().requires_grad_(name in wanted)
         for name, x in zip("qkv", leaves(subject, problem, layout), strict=True)
     ]
-    y = attention(*qkv, window=window, scale=scale)
+    apart = {} if documents is None else {"documents": documents.to(subject.device)}
+    y = attention(*qkv, window=window, scale=scale, **apart)
     if y.dtype != qkv[0].dtype:
         raise ConformanceError(f"the output is {y.dtype}, its queries are {qkv[0].dtype}")
     grad = gradient(subject, y)
@@ -84,7 +95,7 @@ def forward_and_gradient(
         device: str | torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, k, v = inputs = [x.detach().to(device, dtype).requires_grad_() for x in qkv]
-        out = reference(q, k, v, window, scale)
+        out = reference(q, k, v, window, scale, documents=documents)
         return out, torch.autograd.grad(out, inputs, grad.to(device, dtype))
 
     exact, exact_grads = formula("cpu", torch.float64)
@@ -156,6 +167,57 @@ def layouts(subject: Subject) -> Iterator[Case]:
         for window in (None, 40):
             changes = {"windows": (window,), "kv_heads": 2}
             yield _case(subject, f"{layout}, window {window}", changes, layout=layout)
+
+
+def _numbered(lengths: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of document lengths as the number of each position's document; numbers may skip."""
+    rows = [
+        torch.repeat_interleave(3 * torch.arange(len(row)) + index, torch.tensor(row))
+        for index, row in enumerate(lengths)
+    ]
+    return torch.stack(rows).int()
+
+
+# Each two rows of 300 positions: documents at, beside and far from the edges of blocks.
+DOCUMENTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "one a row": ((300,), (300,)),
+    "at the edges of blocks": ((64, 64, 128, 44), (128, 128, 44)),
+    "anywhere": ((1, 2, 40, 127, 129, 1), (299, 1)),
+    "many": ((7,) * 42 + (6,), (1,) * 300),
+}
+
+
+def documents(subject: Subject) -> Iterator[Case]:
+    """Documents that share a row do not see each other, with and without a window."""
+    for label, lengths in DOCUMENTS.items():
+        for window in (None, 40):
+            changes = {"sequence_len": 300, "windows": (window,), "kv_heads": 2, "documents": True}
+            problem = sample("attention", subject.kind, subject.dtype, **changes)
+
+            def verify(
+                problem: AttentionProblem = problem, lengths: Any = lengths
+            ) -> Measured:
+                return forward_and_gradient(subject, problem, documents=_numbered(lengths))
+
+            yield Case(f"{label}, window {window}", problem, verify, needs="documents")
+
+
+def documents_compile_whole(subject: Subject) -> Iterator[Case]:
+    """Documents within torch.compile(fullgraph=True), other ones at each call of one graph."""
+    for window in (None, 40):
+        changes = {"sequence_len": 300, "windows": (window,), "documents": True}
+        problem = sample("attention", subject.kind, subject.dtype, **changes)
+
+        def verify(problem: AttentionProblem = problem) -> Measured:
+            whole = compiled(_layer(_attention_of(subject)), subject.device)
+            return worst(
+                forward_and_gradient(
+                    subject, problem, attention=whole, documents=_numbered(lengths)
+                )
+                for lengths in DOCUMENTS.values()
+            )
+
+        yield Case(f"window {window}", problem, verify, needs="documents")
 
 
 def scales(subject: Subject) -> Iterator[Case]:
@@ -246,8 +308,10 @@ def repeats_itself(subject: Subject) -> Iterator[Case]:
 def _layer(attention: Attention) -> Attention:
     """Attention with work around it. Powers of two change no digit, and give something to fuse."""
 
-    def layer(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float) -> Tensor:
-        return attention(q * 2, k, v, window=window, scale=scale / 2)
+    def layer(
+        q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, **apart: Tensor
+    ) -> Tensor:
+        return attention(q * 2, k, v, window=window, scale=scale / 2, **apart)
 
     return layer
 
@@ -285,5 +349,7 @@ CHECKS = (
     inputs_are_kept,
     repeats_itself,
     compiles_whole,
+    documents,
+    documents_compile_whole,
     operators,
 )

@@ -40,6 +40,10 @@ class TrainConfig:
     max_seq_len: int = setting(2048, "tokens in a row", "model")
     window_pattern: str = setting("SSSL", "window of each layer, tiled: L full, S short", "model")
 
+    document_mask: bool = setting(
+        False, "attention stays within a document, also where a row holds several", "model"
+    )
+
     # Horizon: the first one given is used
     num_iterations: int = setting(-1, "steps to train (-1: from the next two)", "horizon")
     target_flops: float = setting(-1.0, "train for that many operations (-1: off)", "horizon")
@@ -160,8 +164,8 @@ class TrainConfig:
                 "Use bfloat16 or float32",
             )
 
-    def model_config(self, vocab_size: int) -> GPTConfig:
-        """The shape of the model for a vocabulary."""
+    def model_config(self, vocab_size: int, bos_id: int = 0) -> GPTConfig:
+        """The shape of the model for a vocabulary, whose documents begin with `bos_id`."""
         return GPTConfig.from_depth(
             self.depth,
             vocab_size=vocab_size,
@@ -170,6 +174,7 @@ class TrainConfig:
             head_dim=self.head_dim,
             kv_heads=self.kv_heads or None,
             window_pattern=self.window_pattern,
+            document_token=bos_id if self.document_mask else None,
         )
 
     @property

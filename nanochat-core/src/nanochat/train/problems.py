@@ -50,6 +50,7 @@ def problems_of(
             head_dim=model.head_dim,
             windows=tuple(dict.fromkeys(model.windows)),
             dtype=dtype,
+            documents=model.document_token is not None,
         ),
         "loss": LossProblem(
             device=target.kind,

@@ -75,7 +75,8 @@ def _train(
 ) -> None:
     first = runtime.rank == 0
     tokenizer = Tokenizer.load(config.tokenizer_path())
-    model, horizon = build_model(config, plan, runtime, config.model_config(tokenizer.vocab_size))
+    shape = config.model_config(tokenizer.vocab_size, tokenizer.bos_id)
+    model, horizon = build_model(config, plan, runtime, shape)
     source = resume.checkpoint if resume else None
     if resume is not None and source is not None:
         check_same(resume.meta, model.config, tokenizer.fingerprint, horizon)

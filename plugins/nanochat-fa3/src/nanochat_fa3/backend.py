@@ -46,7 +46,7 @@ class FlashAttention(AttentionBackend):
     name = "fa3"
     summary = "FlashAttention 3, 2 or 4, or that of the Hugging Face hub, whichever is installed"
     aliases = ("flash-attention",)
-    capabilities = ("gqa", "window", "kvcache")
+    capabilities = ("gqa", "window", "kvcache", "documents")
 
     def __init__(self) -> None:
         self._selection: Selection | None = None
@@ -91,12 +91,19 @@ class FlashAttention(AttentionBackend):
         self._operators = self._loaded[name]
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        window: int | None,
+        scale: float,
+        documents: Tensor | None = None,
     ) -> Tensor:
         if window is not None and window >= q.size(1) - 1:
             window = None  # the kernels without a window are faster
         assert self._operators is not None, "load() comes first"
-        return self._operators.attention(q, k, v, window, scale)
+        return self._operators.attention(q, k, v, documents, window, scale)
 
     def attention_with_kvcache(
         self,

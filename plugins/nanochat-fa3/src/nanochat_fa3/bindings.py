@@ -1,15 +1,10 @@
-"""Each provider behind the same three calls. Imports torch and, in `bind`, the provider.
-
-Functions of a provider are called by keyword only, and their signatures are read when they are
-bound: an argument that was renamed or is missing ends in a message then, not in the tenth step.
-"""
+"""Each provider behind the same three calls. Imports torch and, in `bind`, the provider."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,6 +14,7 @@ from torch import Tensor
 
 from nanochat.caches import cache_folder
 from nanochat.errors import NanochatError
+from nanochat_fa3.functions import Function
 from nanochat_fa3.providers import (
     FA4_INSTALL,
     HUB_KERNELS,
@@ -31,12 +27,34 @@ from nanochat_fa3.providers import (
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Documents in one line of positions: where each begins, and the end of the last.
+
+    `starts` is (documents + 1,) int32, `longest` the length of the longest in positions, or more.
+    """
+
+    starts: Tensor
+    longest: int
+
+    def arguments(self) -> dict[str, Any]:
+        """What every provider calls them."""
+        return {
+            "cu_seqlens_q": self.starts,
+            "cu_seqlens_k": self.starts,
+            "max_seqlen_q": self.longest,
+            "max_seqlen_k": self.longest,
+        }
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A provider's functions. Windows are nanochat's: earlier positions seen, or None for all.
 
-    forward(q, k, v, window, scale) -> out, lse (float32 (B, H, T))
-    backward(dout, q, k, v, out, lse, window, scale) -> dq, dk, dv
+    forward(q, k, v, runs, window, scale) -> out, lse (float32 (B, H, T))
+    backward(dout, q, k, v, out, lse, runs, window, scale) -> dq, dk, dv
     decode(q, k_cache, v_cache, k, v, cache_seqlens, window, scale) -> out, caches written in place
+
+    With `runs` the positions of all rows stand in one line, (B * T, H, D), and lse is (H, B * T).
     """
 
     name: str
@@ -72,9 +90,9 @@ def keep_compiled_kernels() -> None:
 
 def bind_cuda(module: ModuleType, name: str) -> Kernel:
     """FlashAttention-2 or -3, which share their names: the `flash_attn_interface` module."""
-    forward = _Function(module, "_flash_attn_forward", name)
-    backward = _Function(module, "_flash_attn_backward", name)
-    decode = _Function(module, "flash_attn_with_kvcache", name)
+    forward = Function(module, "_flash_attn_forward", name)
+    backward = Function(module, "_flash_attn_backward", name)
+    decode = Function(module, "flash_attn_with_kvcache", name)
     forward.must_take(("q", "k", "v", "softmax_scale", "causal"))
     backward.must_take(("dout", "q", "k", "v", "out", "softmax_lse", "dq", "dk", "dv"))
     backward.must_take(("softmax_scale",))
@@ -83,15 +101,25 @@ def bind_cuda(module: ModuleType, name: str) -> Kernel:
     for function in (forward, backward):
         function.must_take_one_of(("window_size_left", "window_size"))
         function.must_take_one_of(("causal", "is_causal"))
+    # FlashAttention-2 has functions of their own for documents, -3 the same with more arguments.
+    apart = "varlen_" if "cu_seqlens_q" not in forward.parameters else ""
+    varlen_forward = Function(module, f"_flash_attn_{apart}forward", name)
+    varlen_backward = Function(module, f"_flash_attn_{apart}backward", name)
+    for function in (varlen_forward, varlen_backward):
+        function.must_take(("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"))
 
     def run_forward(
-        q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float
+        q: Tensor, k: Tensor, v: Tensor, runs: Runs | None, window: int | None, scale: float
     ) -> tuple[Tensor, Tensor]:
-        answer = forward(q=q, k=k, v=v, softmax_scale=scale, **_cuda_arguments(window))
+        given = {"q": q, "k": k, "v": v, "softmax_scale": scale, **_cuda_arguments(window)}
+        if runs is None:
+            answer, shape = forward(**given), "(B, H, T)"
+        else:
+            answer, shape = varlen_forward(**given, **runs.arguments()), "(H, B * T)"
         out, lse = answer[0], answer[1]
-        if lse.dim() != 3 or lse.dtype != torch.float32:
+        if lse.dim() != q.dim() - 1 or lse.dtype != torch.float32:
             raise NanochatError(
-                f"{name} returned {tuple(lse.shape)} {lse.dtype} where the log-sum-exp (B, H, T) "
+                f"{name} returned {tuple(lse.shape)} {lse.dtype} where the log-sum-exp {shape} "
                 "in float32 is expected: it is an unknown version",
                 f"Else {WHEEL}",
             )
@@ -104,11 +132,13 @@ def bind_cuda(module: ModuleType, name: str) -> Kernel:
         v: Tensor,
         out: Tensor,
         lse: Tensor,
+        runs: Runs | None,
         window: int | None,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        backward(
+        call = backward if runs is None else varlen_backward
+        call(
             dout=dout,
             q=q,
             k=k,
@@ -120,6 +150,7 @@ def bind_cuda(module: ModuleType, name: str) -> Kernel:
             dv=dv,
             softmax_scale=scale,
             **_cuda_arguments(window),
+            **({} if runs is None else runs.arguments()),
         )
         return dq, dk, dv
 
@@ -150,16 +181,17 @@ def bind_cuda(module: ModuleType, name: str) -> Kernel:
 
 def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
     """FlashAttention-4, the module `flash_attn.cute.interface`."""
-    forward = _Function(module, "_flash_attn_fwd", name)
-    backward = _Function(module, "_flash_attn_bwd", name)
-    varlen = _Function(module, "flash_attn_varlen_func", name)
+    forward = Function(module, "_flash_attn_fwd", name)
+    backward = Function(module, "_flash_attn_bwd", name)
+    varlen = Function(module, "flash_attn_varlen_func", name)
     shared = ("q", "k", "v", "softmax_scale", "causal", "window_size_left", "window_size_right")
-    forward.must_take((*shared, "return_lse"))
-    backward.must_take((*shared, "out", "dout", "lse"))
+    documents = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    forward.must_take((*shared, *documents, "return_lse"))
+    backward.must_take((*shared, *documents, "out", "dout", "lse"))
     varlen.must_take(("q", "k", "v", "softmax_scale", "causal", "window_size", "seqused_k"))
 
     def run_forward(
-        q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float
+        q: Tensor, k: Tensor, v: Tensor, runs: Runs | None, window: int | None, scale: float
     ) -> tuple[Tensor, Tensor]:
         left, right = none_window(window)
         answer = forward(
@@ -171,6 +203,7 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
             window_size_left=left,
             window_size_right=right,
             return_lse=True,
+            **({} if runs is None else runs.arguments()),
         )
         return answer[0], answer[1]
 
@@ -181,6 +214,7 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
         v: Tensor,
         out: Tensor,
         lse: Tensor,
+        runs: Runs | None,
         window: int | None,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,6 +230,7 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
             causal=True,
             window_size_left=left,
             window_size_right=right,
+            **({} if runs is None else runs.arguments()),
         )
         return answer[0], answer[1], answer[2]
 
@@ -243,54 +278,6 @@ def _cuda_arguments(window: int | None) -> dict[str, Any]:
         "deterministic": False,
         "return_softmax": False,
     }
-
-
-# Arguments of older versions that have no default and mean nothing here.
-_MEANINGLESS = frozenset(
-    "k_new v_new qv out out_ cu_seqlens_q cu_seqlens_k cu_seqlens_k_new seqused_q seqused_k "
-    "sequed_q sequed_k max_seqlen_q max_seqlen_k page_table kv_batch_idx leftpad_k rotary_cos "
-    "rotary_sin seqlens_rotary q_descale k_descale v_descale rng_state".split()
-)
-
-
-class _Function:
-    """A function of a provider that is called by keyword, with those it takes of what is given."""
-
-    def __init__(self, module: ModuleType, name: str, provider: str) -> None:
-        self.label = f"{provider}'s {name}"
-        function = getattr(module, name, None)
-        if not callable(function):
-            raise NanochatError(
-                f"{module.__name__} has no {name}: it is an unknown version of {provider}",
-                "Set NANOCHAT_FA3_PROVIDER to another provider, or install another version",
-            )
-        self.call: Callable[..., Any] = function
-        # A custom operator of torch hides its signature behind (*args, **kwargs).
-        self.parameters = inspect.signature(getattr(function, "_init_fn", function)).parameters
-
-    def must_take(self, names: Collection[str]) -> None:
-        missing = [name for name in names if name not in self.parameters]
-        if missing:
-            raise self._stranger(f"does not take {', '.join(missing)}")
-
-    def must_take_one_of(self, names: Collection[str]) -> None:
-        if not any(name in self.parameters for name in names):
-            raise self._stranger(f"takes neither {' nor '.join(names)}")
-
-    def __call__(self, **given: Any) -> Any:
-        arguments = {n: given[n] for n in self.parameters if n in given}
-        for name, parameter in self.parameters.items():
-            if name not in arguments and parameter.default is inspect.Parameter.empty:
-                if name not in _MEANINGLESS:
-                    raise self._stranger(f"wants {name}")
-                arguments[name] = None
-        return self.call(**arguments)
-
-    def _stranger(self, what: str) -> NanochatError:
-        return NanochatError(
-            f"{self.label} {what}: it is an unknown version",
-            "Set NANOCHAT_FA3_PROVIDER to another provider, or install another version",
-        )
 
 
 def _imported(module: str, provider: Provider) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ position off or a missing scale leaves 0.1 and more."""
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 200, 4, 2, 128
 WINDOWS = (None, 37)
+# Lengths of documents in each of the rows.
+DOCUMENTS = ((200,), (90, 1, 109))
 SCALE = 0.11
 
 
@@ -61,7 +64,7 @@ def _remedy() -> str:
 
 @torch.enable_grad()
 def measure(operators: Operators, device: torch.device, dtype: torch.dtype) -> list[Measured]:
-    """Errors of the forward pass, of each gradient and of decoding, for each kind of window."""
+    """Errors of the output, of each gradient and of decoding, by windows and with documents."""
     found: list[Measured] = []
     generator = torch.Generator().manual_seed(0)
 
@@ -70,19 +73,24 @@ def measure(operators: Operators, device: torch.device, dtype: torch.dtype) -> l
         x = torch.randn(BATCH, length, heads, HEAD_DIM, generator=generator, dtype=torch.float64)
         return x.to(dtype).double()
 
-    for window in WINDOWS:
+    numbers = [torch.repeat_interleave(torch.tensor(lengths)) for lengths in DOCUMENTS]
+    packed = torch.stack(numbers).int()
+    for window, documents in product(WINDOWS, (None, packed)):
         seen = "all positions" if window is None else f"window {window}"
+        seen = seen if documents is None else f"{seen}, documents"
         exact = [draw(LENGTH, h).requires_grad_() for h in (HEADS, KV_HEADS, KV_HEADS)]
         weight = draw(LENGTH, HEADS)
-        want = sdpa.attention(exact[0], exact[1], exact[2], window=window, scale=SCALE)
+        want = sdpa.attention(*exact, window=window, scale=SCALE, documents=documents)
         wanted = torch.autograd.grad(want, exact, weight)
         given = [x.detach().to(device, dtype).requires_grad_() for x in exact]
-        got, _ = operators.forward(*given, window, SCALE)
+        runs = (None, None) if documents is None else operators.runs(documents.to(device))
+        got, _ = operators.forward(*given, *runs, window, SCALE)
         gradients = torch.autograd.grad(got, given, weight.to(device, dtype))
         found.append(Measured(f"the output ({seen})", _error(got, want)))
         for name, one, other in zip("qkv", gradients, wanted, strict=True):
             found.append(Measured(f"the gradient of {name} ({seen})", _error(one, other)))
-        found += _decoding(operators, draw, window, seen, device, dtype)
+        if documents is None:
+            found += _decoding(operators, draw, window, seen, device, dtype)
     return found
 
 
