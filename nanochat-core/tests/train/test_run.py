@@ -93,7 +93,7 @@ def test_every_builtin_loss_trains_alike(train, tmp_path, losses, whole, loss):
 def test_a_run_that_keeps_documents_apart(train, tmp_path, losses, whole):
     """It learns otherwise than without, is continued, and its checkpoint says what it is."""
     flags = ("--document-mask", "--output=apart")
-    status, out, err = train(*flags, "--num-iterations=12", "--save-every=6", "--eval-every=12")
+    status, _out, err = train(*flags, "--num-iterations=12", "--save-every=6", "--eval-every=12")
     assert (status, err) == (0, "")
     apart = losses(tmp_path / "apart")
     assert apart[0] == pytest.approx(whole[0], rel=0.01)

@@ -127,7 +127,9 @@ def scores(q, k, scale, seen):
 def apart(seen, starts, longest):
     """What is seen of (1, 1, total, total) where documents begin at `starts`."""
     starts = starts.long()
-    assert starts[0] == 0 and starts[-1] == seen.size(-1) and starts.diff().max() <= longest
+    assert starts[0] == 0
+    assert starts[-1] == seen.size(-1)
+    assert starts.diff().max() <= longest
     numbers = torch.repeat_interleave(starts.diff())
     return seen & (numbers[:, None] == numbers)
 
@@ -171,7 +173,8 @@ def rows(function, tensors, window, given):
     q, k = tensors[:2]
     if starts is None:
         return function(*tensors, seen=visible(q.size(1), k.size(1), *window))
-    assert torch.equal(starts, given["cu_seqlens_k"]) and starts.dtype == torch.int32
+    assert torch.equal(starts, given["cu_seqlens_k"])
+    assert starts.dtype == torch.int32
     assert given["max_seqlen_q"] == given["max_seqlen_k"]
     seen = apart(visible(q.size(0), k.size(0), *window), starts, given["max_seqlen_q"])
     return in_one_row(function)(*tensors, seen=seen)

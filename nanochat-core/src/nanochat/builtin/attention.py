@@ -38,8 +38,10 @@ class Sdpa(AttentionBackend):
     def supports(self, problem: Problem) -> Support:
         assert isinstance(problem, AttentionProblem)
         masked = "a document mask" if problem.documents else "a sliding window"
-        if problem.device == "cuda" and problem.training and (
-            problem.documents or problem.windowed
+        if (
+            problem.device == "cuda"
+            and problem.training
+            and (problem.documents or problem.windowed)
         ):
             return Support.slow(
                 f"{masked} is a mask of every pair here, which costs more than full attention",

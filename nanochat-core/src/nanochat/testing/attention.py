@@ -194,9 +194,7 @@ def documents(subject: Subject) -> Iterator[Case]:
             changes = {"sequence_len": 300, "windows": (window,), "kv_heads": 2, "documents": True}
             problem = sample("attention", subject.kind, subject.dtype, **changes)
 
-            def verify(
-                problem: AttentionProblem = problem, lengths: Any = lengths
-            ) -> Measured:
+            def verify(problem: AttentionProblem = problem, lengths: Any = lengths) -> Measured:
                 return forward_and_gradient(subject, problem, documents=_numbered(lengths))
 
             yield Case(f"{label}, window {window}", problem, verify, needs="documents")
