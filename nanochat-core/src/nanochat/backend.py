@@ -84,7 +84,11 @@ class AttentionProblem:
     @property
     def windowed(self) -> bool:
         """True if some layer sees less than the whole sequence."""
-        return any(w is not None and w < self.sequence_len - 1 for w in self.windows)
+        return any(self.sees_part(w) for w in self.windows)
+
+    def sees_part(self, window: int | None) -> bool:
+        """True if a layer of that window sees less than the whole sequence."""
+        return window is not None and window < self.sequence_len - 1
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,10 @@ class Backend:
 
     def load(self) -> None:
         """Import what it needs. Called once, before first use."""
+
+    def kernels_of(self, problem: Problem | None) -> KernelPatterns:
+        """What must have run to prove that a problem was computed; `kernels`, unless it depends."""
+        return self.kernels
 
     def operator_samples(self, device: str) -> Sequence[tuple[object, ...]]:
         """(operator, arguments) or (operator, arguments, keywords) for `torch.library.opcheck`.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from nanochat.backend import Backend
+from nanochat.backend import Backend, Problem
 
 Evidence = Literal["kernels", "operators"]
 Verdicts = Literal["proven", "unproven", "not provable", "nothing to prove"]
@@ -87,16 +87,18 @@ def prove(
     backward: Iterable[str],
     evidence: Evidence,
     *,
+    problem: Problem | None = None,
     in_use: bool = True,
 ) -> Verdict:
-    """Look for every declared pattern among the names of each phase.
+    """Look for every pattern declared for the problem among the names of each phase.
 
     `in_use=False` says that the backend had nothing to do, such as no layer to quantise.
     """
     hook, name = backend.hook, backend.name
+    kernels = backend.kernels_of(problem)
     wanted = (
-        ("forward", backend.kernels.forward, list(forward)),
-        ("backward", backend.kernels.backward, list(backward)),
+        ("forward", kernels.forward, list(forward)),
+        ("backward", kernels.backward, list(backward)),
     )
     if not in_use:
         return Verdict(hook, name, "nothing to prove", "it changed nothing")

@@ -206,6 +206,11 @@ def test_flex_mask_of_documents_is_the_one_torch_makes(length, window):
         assert torch.equal(mine, torchs)
 
 
+def test_torch_library_accepts_the_operator_of_the_tables():
+    for operator, arguments in Flex().operator_samples("cpu"):
+        torch.library.opcheck(operator, arguments)
+
+
 def test_flex_sends_full_layers_and_decoding_to_sdpa(sdpa):
     from nanochat.builtin import flex
     from nanochat.builtin import sdpa as kernel

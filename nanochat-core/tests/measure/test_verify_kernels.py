@@ -25,7 +25,7 @@ class Run:
         self.optimizer = torch.optim.SGD([self.weight], lr=0.1)
         self.said = []
         backends = (Sdpa(), loss, NoQuantization())
-        plan = [Choice(b.hook, b, "core", "1", "auto", "") for b in backends]
+        plan = Choices(Choice(b.hook, b, "core", "1", "auto", "") for b in backends)
         self.call = KernelVerifier(
             self._forward,
             self.optimizer,

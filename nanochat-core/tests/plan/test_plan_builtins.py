@@ -10,6 +10,7 @@ from nanochat.builtin.devices import Cpu, Cuda, Mps
 from nanochat.errors import UsageError
 from nanochat.model.config import GPTConfig
 from nanochat.plan import choose
+from nanochat.proof import prove
 from nanochat.registry import discover
 from nanochat.train.problems import problems_of
 
@@ -70,6 +71,25 @@ def test_masks_on_a_gpu_are_possible_but_warned_of(registry):
     small = pick(registry, "attention", H200, head_dim=8)
     assert small.backend.name == "sdpa"
     assert small.warning
+
+
+@pytest.mark.parametrize(
+    ("pattern", "documents", "seen"),
+    [("L", None, "s"), ("SSSL", None, "sf"), ("SSSL", 0, "f"), ("L", 0, "f")],
+)
+def test_flex_is_proven_by_the_kernels_of_the_layers_there_are(registry, pattern, documents, seen):
+    config = GPTConfig.from_depth(
+        8, vocab_size=32768, window_pattern=pattern, document_token=documents
+    )
+    problem = problems_of(config, 16, H200, "bfloat16")["attention"]
+    flex = registry.find("attention", "flex").backend
+    names = {"s": "cudnn_sdpa_flash_fprop_kernel", "f": "triton_tem_fused_flex_attention_1"}
+    backward = {"s": "cudnn_sdpa_flash_bprop", "f": "triton_tem_fused_flex_attention_backward_1"}
+    for ran in ("s", "f", "sf"):
+        verdict = prove(
+            flex, [names[k] for k in ran], [backward[k] for k in ran], "kernels", problem=problem
+        )
+        assert (verdict.state == "proven") == (set(seen) <= set(ran)), (ran, verdict)
 
 
 def test_documents_take_kernels_that_skip_what_is_not_seen(registry):

@@ -64,7 +64,7 @@ def make_gpt():
             n_layer=3,
             n_head=4,
             n_kv_head=2,
-            n_embd=64,
+            n_embd=128,
             window_pattern="SL",
         )
         with torch.device("meta"):
@@ -79,7 +79,7 @@ def make_gpt():
     return make
 
 
-def qkv(length=33, heads=4, kv_heads=2, dim=16, dtype=torch.float64):
+def qkv(length=33, heads=4, kv_heads=2, dim=32, dtype=torch.float64):
     return [draw(2, length, h, dim, dtype=dtype, grad=True) for h in (heads, kv_heads, kv_heads)]
 
 
@@ -107,7 +107,7 @@ def test_a_gradient_with_strides_of_zero_arrives_contiguous(backend):
 
 
 def test_queries_that_are_a_view_of_a_larger_tensor(backend):
-    whole = draw(2, 20, 8, 16)
+    whole = draw(2, 20, 8, 32)
     q, k, v = whole.split((4, 2, 2), dim=2)
     got = backend.attention(q, k, v, window=5, scale=0.3)
     torch.testing.assert_close(

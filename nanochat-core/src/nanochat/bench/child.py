@@ -16,7 +16,7 @@ from nanochat.backend import Backend, Hook, Target
 from nanochat.bench.jobs import Job, Outcome
 from nanochat.errors import NanochatError
 from nanochat.model.config import GPTConfig
-from nanochat.plan import Plan, choose, choose_device, load_backend, make_plan
+from nanochat.plan import Plan, Problems, choose, choose_device, load_backend, make_plan
 from nanochat.registry import discover
 from nanochat.train import environment
 from nanochat.train.problems import problems_of
@@ -71,7 +71,16 @@ def perform(job: Job) -> Outcome:
 
         rounds = [step_round(plan, config, job.batch, runtime, job.compile)]
         tokens = job.batch * config.sequence_len
-        return _measured(job, rounds, runtime, plan.target, plan.device.backend, tokens, _of(plan))
+        return _measured(
+            job,
+            rounds,
+            runtime,
+            plan.target,
+            plan.device.backend,
+            tokens,
+            _of(plan),
+            plan.problems,
+        )
     device, target = choose_device(registry, job.device, job.dtype or None)
     dtype = job.dtype or device.backend.default_dtype(target)
     hook: Hook = job.work
@@ -88,6 +97,7 @@ def perform(job: Job) -> Outcome:
         device.backend,
         None,
         {hook: choice.backend},
+        {hook: problem},
     )
 
 
@@ -125,6 +135,7 @@ def _measured(
     device: Any,
     tokens: int | None,
     backends: dict[Hook, Backend],
+    problems: Problems,
 ) -> Outcome:
     import torch
 
@@ -156,11 +167,15 @@ def _measured(
             "compilation cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torch's default"),
         },
     )
-    return _proven(outcome, rounds, runtime, backends) if job.profile else outcome
+    return _proven(outcome, rounds, runtime, backends, problems) if job.profile else outcome
 
 
 def _proven(
-    outcome: Outcome, rounds: list[Round], runtime: Runtime, backends: dict[Hook, Backend]
+    outcome: Outcome,
+    rounds: list[Round],
+    runtime: Runtime,
+    backends: dict[Hook, Backend],
+    problems: Problems,
 ) -> Outcome:
     from nanochat.profiling import evidence_of, profiled, warm_profiler
     from nanochat.proof import Kernel, prove, shares
@@ -185,6 +200,7 @@ def _proven(
             names["forward"],
             names["backward"],
             evidence,
+            problem=problems.get(hook),
             in_use=hook != "quantization" or swapped > 0,
         )
         for hook, backend in backends.items()

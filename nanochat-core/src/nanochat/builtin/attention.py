@@ -92,8 +92,7 @@ class Flex(Sdpa):
     name = "flex"
     summary = "windows and documents as block-sparse kernels (flex_attention), the rest as sdpa"
     kernels = KernelPatterns(
-        forward=(r"triton_.*flex_attention", *Sdpa.kernels.forward),
-        backward=(r"triton_.*flex_attention_backward", *Sdpa.kernels.backward),
+        forward=(r"triton_.*flex_attention",), backward=(r"triton_.*flex_attention_backward",)
     )
 
     def priority(self, target: Target) -> int:
@@ -105,6 +104,24 @@ class Flex(Sdpa):
         return Support.no(
             f"flex_attention has no backward pass on {target.kind}", "Use --attention sdpa"
         )
+
+    def kernels_of(self, problem: Problem | None) -> KernelPatterns:
+        if not isinstance(problem, AttentionProblem) or problem.documents:
+            return self.kernels
+        layers = [problem.sees_part(window) for window in problem.windows]
+        kinds = [Sdpa.kernels] * (not all(layers)) + [self.kernels] * any(layers)
+        return KernelPatterns(
+            forward=tuple(p for kind in kinds for p in kind.forward),
+            backward=tuple(p for kind in kinds for p in kind.backward),
+        )
+
+    def operator_samples(self, device: str) -> list[tuple[object, ...]]:
+        import torch
+
+        from nanochat.builtin.flex_blocks import document_tables
+
+        documents = torch.arange(300, device=device, dtype=torch.int32)[None] // 70
+        return [(document_tables, (documents, window)) for window in (None, 100)]
 
     def supports(self, problem: Problem) -> Support:
         assert isinstance(problem, AttentionProblem)

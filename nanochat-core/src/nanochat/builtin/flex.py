@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from nanochat.builtin import sdpa
+from nanochat.builtin.flex_blocks import BLOCK, TABLES, document_tables, window_tables
 from nanochat.builtin.sdpa import attention_with_kvcache
 
 __all__ = ["attention", "attention_with_kvcache"]
-
-BLOCK = 128
 
 
 def attention(
@@ -53,27 +52,7 @@ def attention(
 def block_mask(
     length: int, window: int | None, documents: Tensor | None, device: torch.device
 ) -> BlockMask:
-    """The block mask of a causal window and of documents, from arithmetic on blocks alone.
-
-    `create_block_mask` would evaluate every pair of positions: at 16K tokens 268 million.
-    """
-    blocks = torch.arange(-(-length // BLOCK), device=device)
-    gap = blocks[:, None] - blocks[None, :]  # in blocks, query minus key
-    seen = gap >= 0
-    whole = (blocks + 1) * BLOCK <= length  # the last block of queries may be cut short
-    full = (gap >= 1) & whole[:, None]
-    if window is not None:
-        nearest = (gap * BLOCK - (BLOCK - 1)).clamp(min=0)  # smallest distance in a pair of blocks
-        farthest = gap * BLOCK + (BLOCK - 1)
-        seen = seen & (nearest <= window)
-        full = full & (farthest <= window)
-    if documents is not None:
-        # Numbers never decrease: the last document of a block of keys is the first one of a later
-        # block of queries, or they share none.
-        first = documents[:, ::BLOCK]
-        last = documents[:, ((blocks + 1) * BLOCK - 1).clamp(max=length - 1)]
-        seen = seen & (last[:, None, :] >= first[:, :, None])
-        full = full & (first[:, None, :] == last[:, :, None])
+    """The block mask of a causal window and of documents."""
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         see = key <= query
@@ -83,22 +62,14 @@ def block_mask(
             see = see & (documents[batch, query] == documents[batch, key])
         return see
 
-    return BlockMask.from_kv_blocks(
-        *_listed(seen & ~full),
-        *_listed(full),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=visible,
-        seq_lengths=(length, length),
+    if documents is None:
+        tables = window_tables(length, window, device)
+    else:
+        tables = document_tables(documents, window)
+    named: dict[str, Any] = dict(zip(TABLES, tables, strict=True))
+    return BlockMask(
+        seq_lengths=(length, length), BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=visible, **named
     )
-
-
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """A ([batch,] queries, keys) table of blocks: how many there are for each query, and which."""
-    if blocks.dim() == 2:
-        blocks = blocks[None]
-    count = blocks.sum(dim=-1, dtype=torch.int32)
-    index = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
-    return count[:, None], index[:, None]
 
 
 @lru_cache(maxsize=1)

@@ -183,6 +183,7 @@ DOCUMENTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "one a row": ((300,), (300,)),
     "at the edges of blocks": ((64, 64, 128, 44), (128, 128, 44)),
     "anywhere": ((1, 2, 40, 127, 129, 1), (299, 1)),
+    "in one row of two": ((128, 128, 44), (300,)),
     "many": ((7,) * 42 + (6,), (1,) * 300),
 }
 

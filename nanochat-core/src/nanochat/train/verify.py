@@ -83,6 +83,7 @@ class KernelVerifier:
                 forward,
                 backward,
                 evidence,
+                problem=self._plan.problems.get(choice.hook),
                 in_use=choice.hook != "quantization" or self._quantized,
             )
             for choice in self._plan

@@ -16,6 +16,7 @@ from nanochat.caches import cache_folder
 from nanochat.errors import NanochatError
 from nanochat_fa3.functions import Function
 from nanochat_fa3.providers import (
+    FA4_HEAD_MULTIPLE,
     FA4_INSTALL,
     HUB_KERNELS,
     WHEEL,
@@ -193,6 +194,11 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
     def run_forward(
         q: Tensor, k: Tensor, v: Tensor, runs: Runs | None, window: int | None, scale: float
     ) -> tuple[Tensor, Tensor]:
+        if q.size(-1) % FA4_HEAD_MULTIPLE:
+            raise NanochatError(
+                f"FlashAttention-4 computes wrong gradients for heads of {q.size(-1)}",
+                f"Use heads of a multiple of {FA4_HEAD_MULTIPLE}",
+            )
         left, right = none_window(window)
         answer = forward(
             q=q,

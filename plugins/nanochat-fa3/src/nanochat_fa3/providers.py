@@ -22,6 +22,9 @@ WHEEL = f"install a wheel that matches your torch, CUDA and Python: see {RELEASE
 FA4_INSTALL = "pip install 'nanochat-fa3[fa4]'"
 HUB_INSTALL = "pip install 'nanochat-fa3[hub]'"
 OLDEST_FA2 = "2.7"
+FA4_HEAD_MULTIPLE = 32
+"""Heads of 16 and 80 gave a gradient of q that was 0.3 off (4.0.0b36, H100); 32, 64, 96, 128 and
+256 are right: of what was not tried, only the like of these is trusted."""
 OLDEST_KERNELS = "0.12"
 
 Family = int
@@ -342,9 +345,7 @@ def can_compute(selection: Selection, problem: AttentionProblem) -> Support:
             f"heads of {dim} are not a multiple of 8 up to 256",
             "Use --head-dim 64 or 128, or --attention sdpa",
         )
-    # Heads of 16 and 80 gave a gradient of q that was 0.3 off (4.0.0b36, H100); 32, 64, 96, 128
-    # and 256 are right: of what was not tried, only the like of these is trusted.
-    if provider.name == "fa4" and dim % 32 != 0:
+    if provider.name == "fa4" and dim % FA4_HEAD_MULTIPLE != 0:
         return Support.no(
             f"FlashAttention-4 computes wrong gradients for heads of {dim}",
             "Use --head-dim 64 or 128, or --attention sdpa",
