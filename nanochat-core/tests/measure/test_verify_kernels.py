@@ -17,6 +17,12 @@ from nanochat.train import verify
 from nanochat.train.verify import KernelVerifier
 
 
+class Choices(list):
+    """A plan as far as the verifier looks at it."""
+
+    problems = {}
+
+
 class Run:
     """Two micro-batches a step under a verifier, on a processor."""
 
