@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def forward_and_gradient(
     documents: Tensor | None = None,
 ) -> Measured:
     """Output and gradients of the problem's first window against float64."""
-    attention = attention or _attention_of(subject)
+    attention = attention or attention_of(subject)
     window = problem.windows[0]
     scale = problem.head_dim**-0.5 if scale is None else scale
     qkv = [
@@ -117,7 +117,7 @@ def forward_and_gradient(
     return worst(found)
 
 
-def _attention_of(subject: Subject) -> Attention:
+def attention_of(subject: Subject) -> Attention:
     return subject.backend.attention  # type: ignore[attr-defined]
 
 
@@ -169,56 +169,6 @@ def layouts(subject: Subject) -> Iterator[Case]:
             yield _case(subject, f"{layout}, window {window}", changes, layout=layout)
 
 
-def _numbered(lengths: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of document lengths as the number of each position's document; numbers may skip."""
-    rows = [
-        torch.repeat_interleave(3 * torch.arange(len(row)) + index, torch.tensor(row))
-        for index, row in enumerate(lengths)
-    ]
-    return torch.stack(rows).int()
-
-
-# Each two rows of 300 positions: documents at, beside and far from the edges of blocks.
-DOCUMENTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "one a row": ((300,), (300,)),
-    "at the edges of blocks": ((64, 64, 128, 44), (128, 128, 44)),
-    "anywhere": ((1, 2, 40, 127, 129, 1), (299, 1)),
-    "in one row of two": ((128, 128, 44), (300,)),
-    "many": ((7,) * 42 + (6,), (1,) * 300),
-}
-
-
-def documents(subject: Subject) -> Iterator[Case]:
-    """Documents that share a row do not see each other, with and without a window."""
-    for label, lengths in DOCUMENTS.items():
-        for window in (None, 40):
-            changes = {"sequence_len": 300, "windows": (window,), "kv_heads": 2, "documents": True}
-            problem = sample("attention", subject.kind, subject.dtype, **changes)
-
-            def verify(problem: AttentionProblem = problem, lengths: Any = lengths) -> Measured:
-                return forward_and_gradient(subject, problem, documents=_numbered(lengths))
-
-            yield Case(f"{label}, window {window}", problem, verify, needs="documents")
-
-
-def documents_compile_whole(subject: Subject) -> Iterator[Case]:
-    """Documents within torch.compile(fullgraph=True), other ones at each call of one graph."""
-    for window in (None, 40):
-        changes = {"sequence_len": 300, "windows": (window,), "documents": True}
-        problem = sample("attention", subject.kind, subject.dtype, **changes)
-
-        def verify(problem: AttentionProblem = problem) -> Measured:
-            whole = compiled(_layer(_attention_of(subject)), subject.device)
-            return worst(
-                forward_and_gradient(
-                    subject, problem, attention=whole, documents=_numbered(lengths)
-                )
-                for lengths in DOCUMENTS.values()
-            )
-
-        yield Case(f"window {window}", problem, verify, needs="documents")
-
-
 def scales(subject: Subject) -> Iterator[Case]:
     """A scale other than 1 / sqrt(head_dim)."""
     for scale in (0.05, 0.3):
@@ -245,7 +195,7 @@ def second_backward(subject: Subject) -> Iterator[Case]:
 
     def verify() -> None:
         qkv = [x.requires_grad_() for x in leaves(subject, problem)]
-        y = _attention_of(subject)(*qkv, window=None, scale=0.125)
+        y = attention_of(subject)(*qkv, window=None, scale=0.125)
         grad = gradient(subject, y)
         first = torch.autograd.grad(y, qkv, grad, retain_graph=True)
         exact = [g.detach().double().cpu() for g in first]
@@ -265,7 +215,7 @@ def inputs_are_kept(subject: Subject) -> Iterator[Case]:
         problem = sample("attention", subject.kind, subject.dtype, windows=(window,))
 
         def verify(problem: AttentionProblem = problem, window: int | None = window) -> None:
-            attention = _attention_of(subject)
+            attention = attention_of(subject)
             qkv = leaves(subject, problem)
             kept = [x.clone() for x in qkv]
             with torch.no_grad():
@@ -293,7 +243,7 @@ def repeats_itself(subject: Subject) -> Iterator[Case]:
 
         def run(problem: AttentionProblem = problem, window: int | None = window) -> list[Tensor]:
             qkv = [x.requires_grad_() for x in leaves(subject, problem)]
-            y = _attention_of(subject)(*qkv, window=window, scale=0.125)
+            y = attention_of(subject)(*qkv, window=window, scale=0.125)
             return [y.detach(), *torch.autograd.grad(y, qkv, gradient(subject, y))]
 
         def verify(run: Callable[[], list[Tensor]] = run) -> None:
@@ -304,7 +254,7 @@ def repeats_itself(subject: Subject) -> Iterator[Case]:
         yield Case(f"window {window}", problem, verify)
 
 
-def _layer(attention: Attention) -> Attention:
+def fused_layer(attention: Attention) -> Attention:
     """Attention with work around it. Powers of two change no digit, and give something to fuse."""
 
     def layer(
@@ -323,7 +273,7 @@ def compiles_whole(subject: Subject) -> Iterator[Case]:
         )
 
         def verify(problem: AttentionProblem = problem) -> Measured:
-            whole = compiled(_layer(_attention_of(subject)), subject.device)
+            whole = compiled(fused_layer(attention_of(subject)), subject.device)
             return forward_and_gradient(subject, problem, attention=whole)
 
         yield Case(f"window {window}", problem, verify)
@@ -348,7 +298,5 @@ CHECKS = (
     inputs_are_kept,
     repeats_itself,
     compiles_whole,
-    documents,
-    documents_compile_whole,
     operators,
 )

@@ -8,7 +8,7 @@ from nanochat.backend import Hook
 from nanochat.testing.contract import Check
 
 _MODULES: dict[Hook, tuple[str, ...]] = {
-    "attention": ("attention", "kvcache"),
+    "attention": ("attention", "documents", "kvcache"),
     "loss": ("loss", "loss_training", "memory"),
     "quantization": ("quantization",),
     "device": ("devices",),
