@@ -52,6 +52,8 @@ def compile_step(asked: Any) -> dict[str, Any]:
         use_spmd_partitioning=len(chips) > 1,
         backend=client,
     )
+    # As torch_xla does: what is sharded stays so on its way out.
+    options.executable_build_options.allow_spmd_sharding_propagation_to_output = [True]
     text = module.encode() if isinstance(module, str) else module
     compiled = client.compile(text, xla_client.DeviceList(tuple(chips)), options)
     memory = compiled.get_compiled_memory_stats()
