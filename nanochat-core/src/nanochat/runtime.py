@@ -70,6 +70,12 @@ class Runtime:
         return self.pinned
 
     @property
+    def records(self) -> bool:
+        """True if calls are only recorded, and run later as programs: no profiler sees a kernel
+        in the call that asks for it."""
+        return False
+
+    @property
     def static_shapes(self) -> bool:
         """True if every new shape costs a compilation, so that callers should pad to a few."""
         return False

@@ -1,8 +1,8 @@
 """Record a program of a training run as torch_xla would give it to the chips, without them.
 
 It is the trainer's: the model, the runtime and the optimiser that `nanochat-train` uses, with the
-Pallas kernels lowered for a TPU. It is recorded, not run, on one processor that stands for all chips
-of the host. The HLO is written to --output, for `compile_step.py`.
+Pallas kernels lowered for a TPU. It is recorded, not run, on one processor that stands for all
+chips of the host. The HLO is written to --output, for `compile_step.py`.
 
 A step is `gradients` and then `update`; with several micro-batches it is `accumulate` for each of
 them and then `update`. `evaluate` is the loss of each token without gradients, `fill` and `decode`

@@ -33,13 +33,15 @@ LOGIT_DEVIATION = 2.0
 class Round:
     """A forward pass, the backward pass of what it returned, and what ends a round.
 
+    The end returns the gradients that it takes away: what nothing holds would not be computed at
+    all on a device that records programs.
     `count` is how many times the run does this for each of the others; `flops` is of one round,
     forward and backward.
     """
 
     forward: Callable[[], Tensor]
     backward: Callable[[Tensor], None]
-    update: Callable[[], None]
+    update: Callable[[], object]
     flops: float
     count: int = 1
     updates: bool = False
@@ -208,6 +210,8 @@ def _called(
     return runtime.compile_model(_Call(function, owner)) if compile else function
 
 
-def _forget(*tensors: Tensor) -> None:
+def _forget(*tensors: Tensor) -> list[Tensor | None]:
+    grads = [tensor.grad for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None
+    return grads

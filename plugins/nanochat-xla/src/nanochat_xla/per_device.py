@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch_xla
-import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -102,7 +101,7 @@ class PerDevice:
         return leave(out.unsqueeze(0) if is_mean else out, self.mesh), is_mean
 
     def prepare(self) -> None:
-        """Start from gradients of zero, so that the first micro-batch is the program of them all."""
+        """Start from gradients of zero, so that all micro-batches are one program."""
         for name, param in self.model.named_parameters():
             if self.mesh is None:
                 param.grad = torch.zeros_like(param)

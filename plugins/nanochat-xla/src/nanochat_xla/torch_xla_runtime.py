@@ -87,6 +87,10 @@ class TorchXlaRuntime(Runtime):
         return xr.device_type() == "TPU"
 
     @property
+    def records(self) -> bool:
+        return True
+
+    @property
     def static_shapes(self) -> bool:
         return True
 
