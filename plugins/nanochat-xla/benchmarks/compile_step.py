@@ -39,6 +39,8 @@ def compile_step(asked: Any) -> dict[str, Any]:
     from jax._src import compiler
     from jax._src.lib import xla_client
 
+    from nanochat_xla.operations import compiled_operations
+
     chips = ahead.topology(asked.generation).devices[: asked.chips]
     client = chips[0].client
     computation = xla_client.XlaComputation(asked.hlo.read_bytes())
@@ -59,6 +61,8 @@ def compile_step(asked: Any) -> dict[str, Any]:
     memory = compiled.get_compiled_memory_stats()
     (optimized,) = compiled.hlo_modules()
     program = optimized.to_string()
+    with_constants = xla_client._xla.HloPrintOptions()
+    with_constants.print_large_constants = True
     if asked.keep:
         asked.keep.write_text(program)
     arguments = memory.argument_size_in_bytes
@@ -72,7 +76,9 @@ def compile_step(asked: Any) -> dict[str, Any]:
         "peak": arguments + fresh + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         "kernels": program.count('custom_call_target="tpu_custom_call"'),
         "reductions": len(re.findall(r" all-reduce(?:-start)?\(", program)),
+        "attention": compiled_operations(optimized.to_string(with_constants)).total,
         **estimate(optimized),
+        "cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program))),
     }
 
 

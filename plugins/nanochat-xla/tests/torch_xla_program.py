@@ -16,6 +16,8 @@ from nanochat.builtin.attention import Sdpa
 from nanochat.builtin.loss import Chunked
 from nanochat.builtin.runtimes import CpuRuntime
 from nanochat.evaluate.bpb import bits_per_byte
+from nanochat.evaluate.core_metric import _greedy_matches, _mean_losses
+from nanochat.evaluate.core_prompts import Span
 from nanochat.generate.engine import Engine
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
@@ -131,6 +133,24 @@ def evaluate(runtime: Runtime, model: GPT) -> dict[str, Any]:
     return {"bpb": [bpb, again], "programs": compiled() - before}
 
 
+def score(runtime: Runtime, model: GPT) -> dict[str, Any]:
+    """What the CORE metric asks of a model: mean losses of spans, and greedy continuations."""
+    chance = torch.Generator().manual_seed(4)
+    spans = []
+    for length in (9, 40, 64, 150):
+        tokens = torch.randint(320, (length,), generator=chance).tolist()
+        spans.append(Span(tokens, length // 2, length))
+    predicted = runtime.call_model(model)
+    tokens = torch.tensor([spans[2].tokens] * ROWS)
+    with runtime.no_grad():
+        likely = predicted(runtime.place(tokens)).argmax(-1).cpu()[0].tolist()
+    greedy = Span([*spans[2].tokens[:32], likely[31]], 32, 33)
+    return {
+        "losses": _mean_losses(model, spans, 0, runtime),
+        "matches": _greedy_matches(model, [greedy, *spans], 0, runtime),
+    }
+
+
 def sample(runtime: Runtime, model: GPT) -> dict[str, Any]:
     model.eval()
     engine, programs, texts = Engine(model, Bytes(), runtime), [], []
@@ -180,6 +200,7 @@ def main() -> None:
     }
     for name, runtime in runtimes.items():
         report[name]["evaluate"] = evaluate(runtime, models[name])
+        report[name]["score"] = score(runtime, models[name])
         report[name]["sample"] = sample(runtime, models[name])
     print(json.dumps(report))
 
