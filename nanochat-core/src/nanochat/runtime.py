@@ -102,7 +102,7 @@ class Runtime:
         return torch.compile(update, dynamic=False, fullgraph=True)
 
     def compile_step(self, step: Step) -> Step:
-        """Whatever the device should run as one program. Here it stays as it is.
+        """Whatever the device should run as one program, or a few. Here it stays as it is.
 
         A whole training step (forward, backward, optimiser), a batch of evaluation, a token of
         decoding. What it returns must not be part of what another step changes in place.

@@ -67,17 +67,23 @@ def compile_step(asked: Any) -> dict[str, Any]:
         asked.keep.write_text(program)
     arguments = memory.argument_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    counted = estimate(optimized)
+    attention = compiled_operations(optimized.to_string(with_constants)).total
+    chip = GENERATIONS[asked.generation]
     return {
         "generation": asked.generation,
         "chips": len(chips),
         "arguments": arguments,
+        "made": fresh,
         "temporary": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
         "peak": arguments + fresh + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         "kernels": program.count('custom_call_target="tpu_custom_call"'),
         "reductions": len(re.findall(r" all-reduce(?:-start)?\(", program)),
-        "attention": compiled_operations(optimized.to_string(with_constants)).total,
-        **estimate(optimized),
+        "attention": attention,
+        **counted,
+        "ms by operations": 1e3 * (counted["flops"] + attention) / chip.flops,
+        "ms by bytes": 1e3 * counted["bytes"] / chip.bandwidth,
         "cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program))),
     }
 
