@@ -70,7 +70,7 @@ def perform(job: Job) -> Outcome:
         from nanochat.bench.work import step_round
 
         rounds = [step_round(plan, config, job.batch, runtime, job.compile)]
-        tokens = job.batch * config.sequence_len
+        tokens = job.batch * config.sequence_len * runtime.devices
         return _measured(job, rounds, runtime, plan.target, plan.device.backend, tokens, _of(plan))
     device, target = choose_device(registry, job.device, job.dtype or None)
     dtype = job.dtype or device.backend.default_dtype(target)
@@ -156,7 +156,9 @@ def _measured(
             "compilation cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torch's default"),
         },
     )
-    return _proven(outcome, rounds, runtime, backends) if job.profile else outcome
+    if not job.profile or runtime.records:
+        return outcome
+    return _proven(outcome, rounds, runtime, backends)
 
 
 def _proven(

@@ -155,24 +155,32 @@ def quantization_round(
 
 
 def step_round(plan: Plan, config: GPTConfig, batch: int, runtime: Runtime, compile: bool) -> Round:
-    """A whole training step on one batch that lies on the device already."""
+    """A whole training step on one batch of each device, which lies there already."""
     with torch.device("meta"):
         model = GPT(
             config, attention=plan.attention.backend, loss=plan.loss.backend, dtype=runtime.dtype
         )
-    model.initialize(runtime.device)
+    runtime.materialize(model)
     optimizer = build_optimizer(model, OptimizerSettings(), runtime, compile=compile)
     quantization = plan.quantization.backend
     swapped = quantization.prepare(model, may_quantize)
-    call = runtime.compile_model(model) if compile else model
-    tokens, targets = torch.randint(
-        config.vocab_size, (2, batch, config.sequence_len), device=runtime.device
-    )
+    call = runtime.compile_model(model) if compile else runtime.call_model(model)
+    shape = (2, batch * runtime.devices, config.sequence_len)
+    tokens, targets = map(runtime.place, torch.randint(config.vocab_size, shape).unbind())
 
-    def forward() -> Tensor:
+    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
         with quantization.context():
             loss: Tensor = call(tokens, targets)
         return loss
+
+    def forward() -> Tensor:
+        if runtime.records:  # as the loop does: the phases are one program
+            return runtime.accumulate_gradients(loss_of, [(tokens, targets)])
+        return loss_of(tokens, targets)
+
+    def backward(loss: Tensor) -> None:
+        if not runtime.records:
+            loss.backward()
 
     def update() -> None:
         optimizer.step()
@@ -180,7 +188,7 @@ def step_round(plan: Plan, config: GPTConfig, batch: int, runtime: Runtime, comp
 
     return Round(
         forward=forward,
-        backward=lambda loss: loss.backward(),
+        backward=backward,
         update=update,
         flops=model.flops_per_token() * batch * config.sequence_len,
         updates=True,
