@@ -70,6 +70,12 @@ class Runtime:
         return self.pinned
 
     @property
+    def records(self) -> bool:
+        """True if calls are only recorded, and run later as programs: no profiler sees a kernel
+        in the call that asks for it."""
+        return False
+
+    @property
     def static_shapes(self) -> bool:
         """True if every new shape costs a compilation, so that callers should pad to a few."""
         return False
@@ -96,7 +102,7 @@ class Runtime:
         return torch.compile(update, dynamic=False, fullgraph=True)
 
     def compile_step(self, step: Step) -> Step:
-        """Whatever the device should run as one program. Here it stays as it is.
+        """Whatever the device should run as one program, or a few. Here it stays as it is.
 
         A whole training step (forward, backward, optimiser), a batch of evaluation, a token of
         decoding. What it returns must not be part of what another step changes in place.

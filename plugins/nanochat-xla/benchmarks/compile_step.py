@@ -39,6 +39,8 @@ def compile_step(asked: Any) -> dict[str, Any]:
     from jax._src import compiler
     from jax._src.lib import xla_client
 
+    from nanochat_xla.operations import compiled_operations
+
     chips = ahead.topology(asked.generation).devices[: asked.chips]
     client = chips[0].client
     computation = xla_client.XlaComputation(asked.hlo.read_bytes())
@@ -52,25 +54,37 @@ def compile_step(asked: Any) -> dict[str, Any]:
         use_spmd_partitioning=len(chips) > 1,
         backend=client,
     )
+    # As torch_xla does: what is sharded stays so on its way out.
+    options.executable_build_options.allow_spmd_sharding_propagation_to_output = [True]
     text = module.encode() if isinstance(module, str) else module
     compiled = client.compile(text, xla_client.DeviceList(tuple(chips)), options)
     memory = compiled.get_compiled_memory_stats()
     (optimized,) = compiled.hlo_modules()
     program = optimized.to_string()
+    with_constants = xla_client._xla.HloPrintOptions()
+    with_constants.print_large_constants = True
     if asked.keep:
         asked.keep.write_text(program)
     arguments = memory.argument_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    counted = estimate(optimized)
+    attention = compiled_operations(optimized.to_string(with_constants)).total
+    chip = GENERATIONS[asked.generation]
     return {
         "generation": asked.generation,
         "chips": len(chips),
         "arguments": arguments,
+        "made": fresh,
         "temporary": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
         "peak": arguments + fresh + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         "kernels": program.count('custom_call_target="tpu_custom_call"'),
         "reductions": len(re.findall(r" all-reduce(?:-start)?\(", program)),
-        **estimate(optimized),
+        "attention": attention,
+        **counted,
+        "ms by operations": 1e3 * (counted["flops"] + attention) / chip.flops,
+        "ms by bytes": 1e3 * counted["bytes"] / chip.bandwidth,
+        "cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program))),
     }
 
 

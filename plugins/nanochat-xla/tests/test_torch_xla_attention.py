@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -16,9 +17,13 @@ import torch
 import torch_xla
 import torch_xla.debug.metrics as met
 
-from nanochat.backend import Target
+from nanochat.backend import LossProblem, Target
+from nanochat.bench.timing import play, time_rounds
+from nanochat.bench.work import loss_round
+from nanochat.builtin.loss import Chunked
 from nanochat_xla import Pallas
 from nanochat_xla.hardware import HOST_KIND
+from nanochat_xla.torch_xla_runtime import TorchXlaRuntime
 
 SCALE = 0.11
 
@@ -106,3 +111,18 @@ def test_a_prompt_and_its_tokens_are_two_compilations(backend):
         compiled = (met.counter_value("UncachedCompile") or 0) - before
         assert compiled == (1 if start in (0, 16) else 0), (start, compiled)
     assert all(torch.isfinite(y.cpu()).all() for y in found)
+
+
+def test_what_is_timed_is_computed(backend):
+    """`measure` forgets the gradients of a round, and what nothing holds is never run."""
+    runtime = TorchXlaRuntime(torch_xla.device(), torch.float32, devices=1)
+    problem = LossProblem(HOST_KIND, dtype="float32", tokens=64, hidden=32, vocab=100)
+    loss = Chunked()
+    loss.load()
+    round = loss_round(loss, problem, runtime, compile=True)
+    (result, grads) = runtime.compile_step(partial(play, round))()
+    for tensor in (result, *grads):
+        assert "device_data" in torch_xla._XLAC._get_xla_tensors_text([tensor])
+        assert "aten" not in torch_xla._XLAC._get_xla_tensors_text([tensor])
+    timing = time_rounds(round, runtime, warmup=0, repeats=2)
+    assert min(timing.ms) > 0

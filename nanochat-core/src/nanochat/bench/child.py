@@ -70,7 +70,7 @@ def perform(job: Job) -> Outcome:
         from nanochat.bench.work import step_round
 
         rounds = [step_round(plan, config, job.batch, runtime, job.compile)]
-        tokens = job.batch * config.sequence_len
+        tokens = job.batch * config.sequence_len * runtime.devices
         return _measured(
             job,
             rounds,
@@ -167,7 +167,9 @@ def _measured(
             "compilation cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torch's default"),
         },
     )
-    return _proven(outcome, rounds, runtime, backends, problems) if job.profile else outcome
+    if not job.profile or runtime.records:
+        return outcome
+    return _proven(outcome, rounds, runtime, backends, problems)
 
 
 def _proven(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -32,10 +34,11 @@ class Timing:
         return (max(self.ms) - min(self.ms)) / self.median
 
 
-def play(round: Round) -> None:
-    """One round: forward, backward, update."""
-    round.backward(round.forward())
-    round.update()
+def play(round: Round) -> object:
+    """One round: forward, backward, update. Returns what came of it."""
+    result = round.forward()
+    round.backward(result)
+    return result, round.update()
 
 
 def time_rounds(round: Round, runtime: Runtime, *, warmup: int, repeats: int) -> Timing:
@@ -43,13 +46,14 @@ def time_rounds(round: Round, runtime: Runtime, *, warmup: int, repeats: int) ->
 
     Nothing waits for the device between rounds where it has events of its own.
     """
+    run = runtime.compile_step(partial(play, round))
     before = runtime.memory_peak()
     began = time.perf_counter()
-    play(round)
+    run()
     runtime.synchronize()
     first = time.perf_counter() - began
     for _ in range(warmup):
-        play(round)
+        run()
     runtime.synchronize()
     highest = runtime.memory_peak()
     runtime.reset_memory_peak()
@@ -57,12 +61,12 @@ def time_rounds(round: Round, runtime: Runtime, *, warmup: int, repeats: int) ->
     if highest is not None and lowered is not None and lowered < highest:
         # What compiling and tuning took is forgotten. Where a peak cannot be reset, it counts.
         before = lowered
-    ms = _by_events(round, repeats) if runtime.device.type == "cuda" else None
+    ms = _by_events(run, repeats) if runtime.device.type == "cuda" else None
     if ms is None:
         ms = []
         for _ in range(repeats):
             began = time.perf_counter()
-            play(round)
+            run()
             runtime.synchronize()
             ms.append(1e3 * (time.perf_counter() - began))
     peak = runtime.memory_peak()
@@ -70,11 +74,11 @@ def time_rounds(round: Round, runtime: Runtime, *, warmup: int, repeats: int) ->
     return Timing(tuple(ms), peak, extra, first)
 
 
-def _by_events(round: Round, repeats: int) -> list[float]:
+def _by_events(run: Callable[[], object], repeats: int) -> list[float]:
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     events[0].record()
     for event in events[1:]:
-        play(round)
+        run()
         event.record()
     torch.cuda.synchronize()
     return [a.elapsed_time(b) for a, b in pairwise(events)]

@@ -34,13 +34,15 @@ LOGIT_DEVIATION = 2.0
 class Round:
     """A forward pass, the backward pass of what it returned, and what ends a round.
 
+    The end returns the gradients that it takes away: what nothing holds would not be computed at
+    all on a device that records programs.
     `count` is how many times the run does this for each of the others; `flops` is of one round,
     forward and backward.
     """
 
     forward: Callable[[], Tensor]
     backward: Callable[[Tensor], None]
-    update: Callable[[], None]
+    update: Callable[[], object]
     flops: float
     count: int = 1
     updates: bool = False
@@ -164,27 +166,35 @@ def quantization_round(
 
 
 def step_round(plan: Plan, config: GPTConfig, batch: int, runtime: Runtime, compile: bool) -> Round:
-    """A whole training step on one batch that lies on the device already."""
+    """A whole training step on one batch of each device, which lies there already."""
     with torch.device("meta"):
         model = GPT(
             config, attention=plan.attention.backend, loss=plan.loss.backend, dtype=runtime.dtype
         )
-    model.initialize(runtime.device)
+    runtime.materialize(model)
     optimizer = build_optimizer(model, OptimizerSettings(), runtime, compile=compile)
     quantization = plan.quantization.backend
     swapped = quantization.prepare(model, may_quantize)
-    call = runtime.compile_model(model) if compile else model
-    tokens, targets = torch.randint(
-        config.vocab_size, (2, batch, config.sequence_len), device=runtime.device
-    )
+    call = runtime.compile_model(model) if compile else runtime.call_model(model)
+    shape = (batch * runtime.devices, config.sequence_len)
+    rows = torch.randint(config.vocab_size, (2, *shape))
     if config.document_token is not None:
-        starts = document_starts(batch, config.sequence_len, runtime.device)
-        tokens[starts] = config.document_token
+        rows[0][document_starts(*shape, rows.device)] = config.document_token
+    tokens, targets = map(runtime.place, rows.unbind())
 
-    def forward() -> Tensor:
+    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
         with quantization.context():
             loss: Tensor = call(tokens, targets)
         return loss
+
+    def forward() -> Tensor:
+        if runtime.records:  # as the loop does: the phases are one program
+            return runtime.accumulate_gradients(loss_of, [(tokens, targets)])
+        return loss_of(tokens, targets)
+
+    def backward(loss: Tensor) -> None:
+        if not runtime.records:
+            loss.backward()
 
     def update() -> None:
         optimizer.step()
@@ -192,7 +202,7 @@ def step_round(plan: Plan, config: GPTConfig, batch: int, runtime: Runtime, comp
 
     return Round(
         forward=forward,
-        backward=lambda loss: loss.backward(),
+        backward=backward,
         update=update,
         flops=model.flops_per_token() * batch * config.sequence_len,
         updates=True,
@@ -222,6 +232,8 @@ def _called(
     return runtime.compile_model(_Call(function, owner)) if compile else function
 
 
-def _forget(*tensors: Tensor) -> None:
+def _forget(*tensors: Tensor) -> list[Tensor | None]:
+    grads = [tensor.grad for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None
+    return grads

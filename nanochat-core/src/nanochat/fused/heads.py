@@ -41,7 +41,7 @@ def split_heads(
 def normalize_and_rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """The formula above for x (B, T, H, d), in float32 within."""
     wide = x.float()
-    swapped = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    swapped = torch.cat(wide.chunk(2, dim=-1)[::-1], dim=-1)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
     return ((wide * rotary[0] + swapped * rotary[1]) * scale).to(x.dtype)
 

@@ -39,6 +39,12 @@ class KernelVerifier:
         quantized: bool,
         say: Callable[[str], None],
     ) -> None:
+        if runtime.records:
+            raise UsageError(
+                "--verify-kernels looks for kernels in the calls of a step, and this device runs "
+                "whole programs",
+                "Train without it: a backend that was asked for by name runs or the command fails",
+            )
         if 0 < steps <= VERIFIED_STEP:
             raise UsageError(
                 f"--verify-kernels looks at step {VERIFIED_STEP}, and this run has {steps} steps",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +53,40 @@ def attention_operations(
         backward += DKV_PRODUCTS * visited(masks.dkv) * back
     each = 2 * batch * heads * head_dim
     return Operations(each * forward, each * backward)
+
+
+KERNEL = re.compile(
+    r"%\S*splash_mha_(?P<kind>fwd|dq|dkv)(?P<sizes>\S*) = .* custom-call\((?P<operands>[^)]*)\), "
+    r'custom_call_target="tpu_custom_call", operand_layout_constraints=\{(?P<shapes>.*)'
+)
+NAMES = {
+    "fwd": ("block_q", "block_kv", FORWARD_PRODUCTS),
+    "dq": ("block_q_dq", "block_kv_dq", DQ_PRODUCTS),
+    "dkv": ("block_q_dkv", "block_kv_dkv", DKV_PRODUCTS),
+}
+
+
+def compiled_operations(program: str) -> Operations:
+    """The same, counted in the text of a compiled program with its large constants.
+
+    Block sizes stand in the name of a kernel; its second operand says which blocks it computes.
+    """
+    sources = dict(re.findall(r"^\s*%(\S+) = .* copy-(?:start|done)\(%(\S+?)\)", program, re.M))
+    constants = dict(re.findall(r"^\s*%(\S+) = s8\S* constant\((.*?)\)", program, re.M))
+    forward = backward = 0
+    for found in KERNEL.finditer(program):
+        *sides, products = NAMES[found["kind"]]
+        mask = re.findall(r"%([^\s,]+)", found["operands"])[1]
+        while mask in sources:
+            mask = sources[mask]
+        blocks = len(re.findall(r"[1-9]\d*", constants[mask]))
+        q, kv = (int(re.findall(rf"_{name}_(\d+)", found["sizes"])[0]) for name in sides)
+        queries = re.findall(r"(?:bf16|f32)\[([\d,]+)\]", found["shapes"])[0]
+        *heads, _, width = map(int, queries.split(","))
+        count = 2 * products * math.prod(heads) * width * blocks * q * kv
+        forward += count if found["kind"] == "fwd" else 0
+        backward += count if found["kind"] != "fwd" else 0
+    return Operations(forward, backward)
 
 
 def visited(info: Any) -> int:

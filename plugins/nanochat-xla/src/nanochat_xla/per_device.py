@@ -6,6 +6,10 @@ backward pass run as if each chip were alone ("manual sharding" in torch_xla, `s
 A kernel that XLA cannot split, such as attention on Pallas, needs nothing more. Results leave as
 the shares of one tensor, and what follows is the partitioner's again: the mean over the chips'
 gradients becomes one reduction for a step.
+
+The two kinds never meet in one program. XLA shares equal scalars within a program, and what one
+such scalar touches on both sides becomes manual on both: the partitioners of XLA that were tried
+abort on it (`hlo_sharding.cc: Check failed: !IsManual()`). `end_program` comes between them.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ from typing import Any
 
 import torch
 import torch_xla
-import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -56,60 +59,85 @@ def leave(tensor: Tensor, mesh: xs.Mesh | None) -> Tensor:
     return xs.disable_manual_sharding(tensor, shared_out(tensor), shape, mesh=mesh).global_tensor
 
 
-def mean(tensor: Tensor, mesh: xs.Mesh | None) -> Tensor:
-    """The mean over the chips of a tensor that each of them has for itself."""
-    return tensor if mesh is None else leave(tensor.unsqueeze(0), mesh).mean(0)
+def end_program() -> None:
+    """Run what was recorded so far as a program of its own, also within `torch_xla.compile`."""
+    allowed = torch_xla._XLAC._get_allow_execution()
+    torch_xla._XLAC._set_allow_execution(True)
+    try:
+        torch_xla.sync()
+    finally:
+        torch_xla._XLAC._set_allow_execution(allowed)
 
 
 class PerDevice:
     """The model as each chip calls it: with its own rows and all parameters.
 
-    Tensors that go in are split by rows. With gradients on, what comes out belongs to each chip
-    by itself, and `collect` must follow the backward passes of a step. With gradients off it is put
-    together again: losses and logits by rows, a mean as the mean over the chips.
+    Tensors that go in are split by rows. With gradients off, what comes out is put together again:
+    losses and logits by rows, a mean as the mean over the chips. With gradients on it belongs to
+    each chip by itself: call `leave`, and `keep` after the backward pass, before the program ends.
     """
 
     def __init__(self, model: nn.Module, mesh: xs.Mesh | None) -> None:
         self.model = model
         self.mesh = mesh
         self._leaves: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
 
     def __call__(self, *rows: Tensor, **options: Any) -> Tensor:
-        mine = tuple(enter(t, shared_out(t), self.mesh) for t in rows)
-        if not torch.is_grad_enabled():
-            out = self._call(self._tensors(), mine, options)
-            return leave(out, self.mesh) if out.dim() else mean(out, self.mesh)
-        self._leaves = self._leaves or self._tensors()
-        gradients = [g for leaf in self._leaves.values() if (g := leaf.grad) is not None]
-        if gradients:
-            # A micro-batch waits for the gradients of the one before it: nothing else makes it
-            # wait, and the activations of both would be in memory at once.
-            xm.optimization_barrier_([*mine, *gradients])
-        return self._call(self._leaves, mine, options)
+        if self.mesh is None:
+            return self.model(*rows, **options)
+        if torch.is_grad_enabled():
+            self._leaves = self._tensors()
+            return functional_call(self.model, self._leaves, self._mine(rows), options)
+        end_program()
+        out, is_mean = self.without_gradients(*rows, **options)
+        end_program()
+        return out.mean(0) if is_mean else out
 
-    def collect(self) -> None:
-        """Put the mean over the chips of each gradient into the `.grad` of its parameter."""
-        if self.mesh is not None:
-            for name, param in self.model.named_parameters():
-                leaf = self._leaves.get(name)
-                if leaf is not None and leaf.grad is not None:
-                    param.grad = mean(leaf.grad, self.mesh)
+    def without_gradients(self, *rows: Tensor, **options: Any) -> tuple[Tensor, bool]:
+        """What the chips compute, put together by rows, and whether each row is a chip's mean."""
+        out = functional_call(self.model, self._tensors(), self._mine(rows), options)
+        is_mean = out.dim() == 0
+        return leave(out.unsqueeze(0) if is_mean else out, self.mesh), is_mean
+
+    def prepare(self) -> None:
+        """Start from gradients of zero, so that all micro-batches are one program."""
+        for name, param in self.model.named_parameters():
+            if self.mesh is None:
+                param.grad = torch.zeros_like(param)
+                continue
+            shape = (self.mesh.size(), *param.shape)
+            zeros = torch.zeros(shape, dtype=param.dtype, device=param.device)
+            xs.mark_sharding(zeros, self.mesh, shared_out(zeros))
+            self._sums[name] = zeros
+
+    def keep(self) -> None:
+        """Add the gradients of a backward pass to those kept, each chip its own."""
+        for name, leaf in self._leaves.items():
+            if leaf.grad is None:
+                continue
+            mine = leaf.grad.unsqueeze(0)
+            kept = self._sums.get(name)
+            if kept is None:
+                self._sums[name] = leave(mine, self.mesh)
+            else:
+                # In place, so that the sum takes the memory of the one before.
+                own = enter(kept, shared_out(kept), self.mesh)
+                kept.copy_(leave(own + mine, self.mesh))
         self._leaves = {}
 
-    def _call(
-        self, tensors: dict[str, Tensor], mine: tuple[Tensor, ...], options: dict[str, Any]
-    ) -> Tensor:
-        if self.mesh is None:
-            return self.model(*mine, **options)
-        return functional_call(self.model, tensors, mine, options)
+    def reduce(self) -> None:
+        """Put the mean over the chips of each kept gradient into the `.grad` of its parameter."""
+        for name, param in self.model.named_parameters():
+            if name in self._sums:
+                param.grad = self._sums.pop(name).mean(0)
+
+    def _mine(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(enter(t, shared_out(t), self.mesh) for t in rows)
 
     def _tensors(self) -> dict[str, Tensor]:
         """The model's parameters and buffers on each chip, as leaves of a new graph."""
-        if self.mesh is None:
-            return dict(self.model.named_parameters())
         named = (*self.model.named_parameters(), *self.model.named_buffers())
-        # Not of a detached tensor: torch_xla would not know the program's input for the parameter,
-        # and so give what replaces it memory of its own.
         tensors = {name: enter(t, whole(t), self.mesh).detach() for name, t in named}
         for name, param in self.model.named_parameters():
             tensors[name].requires_grad_(param.requires_grad and torch.is_grad_enabled())

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from nanochat.backend import Target
 from nanochat.errors import UsageError
 from nanochat.runtime import Runtime, Step
-from nanochat_xla.per_device import AXIS, PerDevice, mean, shared_out, whole
+from nanochat_xla.per_device import AXIS, PerDevice, end_program, leave, shared_out, whole
 
 
 class TorchXlaRuntime(Runtime):
-    """All chips of this host. Operations are recorded, and run when a step ends as one program.
+    """All chips of this host. Operations are recorded, and run as programs of XLA.
+
+    A step is one program for its micro-batches, run for each of them, and one for the reduction
+    and the optimiser: compilation takes as long for many micro-batches as for one.
 
     A batch is split over the chips by rows; weights and the state of the optimiser are whole on
     each. Sharing the state out among them (ZeRO, arXiv:1910.02054) is not done: with annotations
@@ -84,6 +87,10 @@ class TorchXlaRuntime(Runtime):
         return xr.device_type() == "TPU"
 
     @property
+    def records(self) -> bool:
+        return True
+
+    @property
     def static_shapes(self) -> bool:
         return True
 
@@ -104,30 +111,47 @@ class TorchXlaRuntime(Runtime):
         return self._models.setdefault(model, PerDevice(model, self.mesh))
 
     def compile_model(self, model: nn.Module) -> Callable[..., Any]:
-        """Not by itself: it becomes part of the step's program."""
+        """Not by itself: it becomes part of a program."""
         return self.call_model(model)
 
     def compile_update(self, update: Callable[..., None]) -> Callable[..., None]:
-        """Not by itself: it becomes part of the step's program."""
+        """Not by itself: it becomes part of a program."""
         return update
 
     def compile_step(self, step: Step) -> Step:
-        """One program; a value that the host would need in the middle of it is an error."""
+        """A value that the host would need in the middle of a program is an error."""
         return torch_xla.compile(step, full_graph=True)
 
     def accumulate_gradients(
         self, call: Callable[..., Tensor], micro_batches: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """See `Runtime.accumulate_gradients`; reduced over the chips once, at the end."""
+        """See `Runtime.accumulate_gradients`. A program for each micro-batch, the same for all.
+
+        The mean over the chips is left to the program of the update, so there is one reduction.
+        """
+        if len(micro_batches) > 1:
+            for model in self._models.values():
+                model.prepare()
+            end_program()
+        # On the device by itself: computed from others, it would be part of the first program.
+        share = self.place_whole(torch.tensor(1 / len(micro_batches)))
         losses = []
-        for inputs, targets in micro_batches:
-            loss = call(inputs, targets) / len(micro_batches)
-            loss.backward()
-            losses.append(loss.detach())
-        total = torch.stack(losses).sum()
+        for batch in micro_batches:
+            losses.append(self._learn(call, *batch, share))
+            end_program()
         for model in self._models.values():
-            model.collect()
-        return mean(total, self.mesh)
+            model.reduce()
+        return torch.stack(losses).sum(0).mean()
+
+    def _learn(
+        self, call: Callable[..., Tensor], inputs: Tensor, targets: Tensor, share: Tensor
+    ) -> Tensor:
+        """A micro-batch, that share of a step: its gradients are kept, its losses (chips,) come."""
+        loss = call(inputs, targets) * share
+        loss.backward()
+        for model in self._models.values():
+            model.keep()
+        return leave(loss.detach().unsqueeze(0), self.mesh)
 
     def scalars(self, values: Sequence[float]) -> list[Tensor]:
         """On the device, sent as one tensor."""
