@@ -30,7 +30,7 @@ class Made(NamedTuple):
     text_bytes: int = 0
     notes: Mapping[str, int] = MappingProxyType({})
     # With slices, definitions: `roots`, and by reason those that are the root of no document.
-    definitions: Mapping[str, int] = MappingProxyType({})
+    definitions: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ def _slices(material: "_Material", items: Sequence[str]) -> Iterator[Made]:
         )
         if reason := material.slicer.skipped(path):
             dropped = Counter({DROPPED + _plain(reason): 1})
-            yield Made([], notes=dropped, definitions=definitions)
+            yield Made([], notes=dropped, definitions=tuple(definitions.items()))
             continue
         notes = Counter({f"decoded_{file.encoding}": 1} if file.encoding != "utf-8" else {})
         if not documents:
             notes["files_without_documents"] += 1
-        yield Made(documents, 1, file.size, notes, definitions)
+        yield Made(documents, 1, file.size, notes, tuple(definitions.items()))
 
 
 def _plain(reason: str) -> str:

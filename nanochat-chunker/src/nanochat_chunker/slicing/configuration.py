@@ -104,9 +104,14 @@ _HAVE_FUNCTION = re.compile(
 )
 
 
+def names_platform(name: str) -> bool:
+    """Whether a macro says that the platform is Linux, as build systems define it."""
+    return _PLATFORM.match(name) is not None
+
+
 def from_build_system(name: str) -> Macro | None:
     """A macro that no file defines as a build on Linux would: its platform, headers it has."""
-    if _PLATFORM.match(name):
+    if names_platform(name):
         return Macro(name, None, "1")
     found = _HAVE_HEADER.match(name)
     if found is not None:

@@ -165,8 +165,7 @@ class Ladder:
         graph = self._graph
         level = closure.finished()
         members = closure.members if isinstance(closure, UsedMembers) else {}
-        includes_of = closure.path if closure.detail.includes else None
-        text = self._renderer.render(level, roots, members, includes_of)
+        text = self._renderer.render(level, roots, members, closure.detail.includes)
         if self._measure(text) > self._budget:
             return None
         found = [root_of(graph, i) for i in roots if graph.items[i].kind in DEFINITIONS]

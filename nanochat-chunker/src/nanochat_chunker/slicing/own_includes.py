@@ -2,36 +2,33 @@
 
 import re
 
-from nanochat_chunker.slicing.configuration import from_build_system
+from nanochat_chunker.slicing.configuration import names_platform
+from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.project import Configured
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
-def own_includes(project: Configured, path: str) -> list[str]:
-    """What the build would define for a file, then its includes, for a compiler given -I.
+def include_line(project: Configured, path: str, item: Item) -> str:
+    """An include for a compiler that is given the project's include folders.
 
     A header beside the file is named from the project's root, since a document lies nowhere.
     """
-    lines = [f"#define {name} 1\n" for name in _build_macros(project, path)]
-    for event in project.files[path].events:
-        if event.kind != "include":
-            continue
-        target = str(event.value)
-        found = project.resolve(path, target, event.extra)
-        if found is None and project.is_own(path, target):
-            continue
-        if found is not None and (not event.extra or not f"/{found}".endswith(f"/{target}")):
-            folder = path.rpartition("/")[0]
-            beside = f"{folder}/{target}" if folder else target
-            if found == beside or not f"/{found}".endswith(f"/{target}"):
-                target = found
-        lines.append(f"#include <{target}>\n" if event.extra else f'#include "{target}"\n')
-    return [*dict.fromkeys(lines), "\n"] if lines else []
+    target, angle = item.names[0], "angle" in item.flags
+    found = project.resolve(path, target, angle)
+    if found is None and project.is_own(path, target):
+        return ""
+    if angle:
+        return f"#include <{target}>\n"
+    folder = path.rpartition("/")[0]
+    beside = f"{folder}/{target}" if folder else target
+    if found is not None and (found == beside or not f"/{found}".endswith(f"/{target}")):
+        target = found
+    return f'#include "{target}"\n'
 
 
-def _build_macros(project: Configured, path: str) -> list[str]:
-    """Macros that conditions of the file and its headers ask for, and a build on Linux gives."""
+def platform_macros(project: Configured, path: str) -> list[str]:
+    """Macros for the platform that conditions of the file and its headers ask for."""
     seen = project.closure[path]
     words: set[str] = set()
     for other, file in project.files.items():
@@ -39,6 +36,4 @@ def _build_macros(project: Configured, path: str) -> list[str]:
             for event in file.events:
                 if event.kind == "if":
                     words.update(_WORD.findall(str(event.value)))
-    return sorted(
-        word for word in words if not project.defines(word) and from_build_system(word) is not None
-    )
+    return sorted(word for word in words if names_platform(word) and not project.defines(word))

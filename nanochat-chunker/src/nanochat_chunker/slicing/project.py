@@ -312,6 +312,7 @@ class Configured:
                         target = self.resolve(path, item.names[0], "angle" in item.flags)
                         if target is not None and target not in started:
                             started.add(target)
+                            yield path, item, outer
                             stack.append((path, position, outer))
                             stack.append((target, 0, outer + item.scope))
                             break

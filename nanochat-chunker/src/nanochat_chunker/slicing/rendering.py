@@ -8,7 +8,7 @@ from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.includes_kept import ExternalIncludes
 from nanochat_chunker.slicing.items import Item, Scope
-from nanochat_chunker.slicing.own_includes import own_includes
+from nanochat_chunker.slicing.own_includes import include_line, platform_macros
 from nanochat_chunker.slicing.preprocess import is_c
 from nanochat_chunker.slicing.system_headers import words_of
 
@@ -29,15 +29,15 @@ class Renderer:
         level: Mapping[int, int],
         roots: Iterable[int],
         members: Mapping[int, Set[int]] = MappingProxyType({}),
-        includes_of: str | None = None,
+        own_includes: bool = False,
     ) -> str:
         """Includes, then the items in the order given, in their scopes.
 
-        `members` are for some classes the only members that stay. The includes are those of the
-        system, or all of the file `includes_of`.
+        `members` are for some classes the only members that stay. With `own_includes` the includes
+        among the items stay in their place, else those of the system stand before all.
         """
         items = self._graph.items
-        ids = [i for i in level if items[i].kind != "include"]
+        ids = [i for i in level if own_includes or items[i].kind != "include"]
         out: list[str] = []
         roots = list(roots)
         in_c = bool(roots) and all(is_c(self._graph.paths[i]) for i in roots)
@@ -64,7 +64,9 @@ class Renderer:
                 out.append("\n")
             if item.kind in ("namespace", "directive"):
                 out.append(self._declare_namespace(i, opened))
-            if i in members:
+            if item.kind == "include":
+                piece = include_line(self._graph.project, self._graph.paths[i], item)
+            elif i in members:
                 piece = _text(self._graph, i, level[i], members[i]).strip("\n") + "\n"
                 words.update(words_of(piece))
             else:
@@ -74,8 +76,9 @@ class Renderer:
             last = i
         _switch(out, scope, ())
         text = "".join(out)
-        if includes_of is not None:
-            return "".join(own_includes(self._graph.project, includes_of)) + text
+        if own_includes:
+            macros = platform_macros(self._graph.project, self._graph.paths[ids[0]])
+            return "".join(f"#define {name} 1\n" for name in macros) + text
         return "".join(self._includes.of(ids, roots, words, text)) + text
 
     def _declare_namespace(self, i: int, opened: set[str]) -> str:

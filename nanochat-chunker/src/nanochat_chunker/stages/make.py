@@ -117,7 +117,7 @@ def _close(project: int, at: _Open) -> Unit:
         unit.files += made.files
         unit.kept_bytes += made.text_bytes
         unit.text_bytes += size
-        unit.definitions.update(made.definitions)
+        unit.definitions.update(dict(made.definitions))
         for name, count in made.notes.items():
             if name.startswith(DROPPED):
                 unit.dropped[name.removeprefix(DROPPED)] += count
