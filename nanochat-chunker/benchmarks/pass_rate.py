@@ -21,6 +21,7 @@ from projects_on_disk import load, names, short
 
 from nanochat_chunker.includes import Resolver, find_includes
 from nanochat_chunker.slicing import SliceOptions, index_file, slice_project
+from nanochat_chunker.slicing.configuration import STANDARD_HEADERS as SYSTEM
 from nanochat_chunker.splitting import split_text
 from nanochat_chunker.tokens import ByteMeter
 from nanochat_chunker.verify.compiler import find_compiler
@@ -36,7 +37,9 @@ def include_folders(texts: dict[str, str], name: str) -> list[str]:
             found = resolver.resolve(path, include)
             if found is not None and f"/{found}".endswith(f"/{include.target}"):
                 counts[found[: -len(include.target)].rstrip("/")] += 1
-    return [folder for folder, _ in counts.most_common(40)]
+    # A folder with a string.h of its own would hide the system's.
+    hiding = {path.rpartition("/")[0] for path in texts if path.rpartition("/")[2] in SYSTEM}
+    return ["", *(folder for folder, _ in counts.most_common(40) if folder not in hiding | {""})]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What test_chunker_fuzz has done in other processes: mutated sources through every stage."""
 
+import pickle
 import random
 from pathlib import Path
 
@@ -97,3 +98,12 @@ def check_texts(_payload: None, projects: list[dict[str, str]]):
     """The same for projects given as they are."""
     for texts in projects:
         yield _documents(texts)
+
+
+def slice_alone(_payload: None, texts: list[str]):
+    """Each text as the only file of a project."""
+    for text in texts:
+        index = index_file("a.cc", text)
+        assert pickle.loads(pickle.dumps(index)) == index
+        slicer = ProjectSlicer([index], lambda _path, text=text: text, SliceOptions(20_000), len)
+        yield len(list(slicer.slices_of("a.cc")))

@@ -108,6 +108,7 @@ def test_a_duplicate_is_no_root_twice_but_still_helps_its_project(make, tmp_path
     assert all("struct Shared" in text for text in texts)
     manifest = json.loads((tmp_path / "out.manifest.json").read_text())
     assert manifest["files"]["dropped"] == {"duplicate": 1}
+    assert manifest["definitions"] == {"roots": 3, "left_out": {}}
 
 
 def test_a_header_without_ending_is_read_where_it_is_included(make, tmp_path):

@@ -1,9 +1,11 @@
 import random
 import shutil
 import subprocess
+from collections import Counter
 
 import pytest
 
+from nanochat_chunker.slicer import ProjectSlicer
 from nanochat_chunker.slicing import SliceOptions, index_file, slice_project
 
 COMPILER = next((c for c in ("clang++", "g++") if shutil.which(c)), None)
@@ -24,10 +26,10 @@ def by_root(files, **options):
     return texts
 
 
-def errors(text, c=False):
+def errors(text, c=False, include=()):
     language = ["-x", "c"] if c else ["-x", "c++", "-std=c++20"]
     done = subprocess.run(
-        [COMPILER, *language, "-fsyntax-only", "-w", "-"],
+        [COMPILER, *language, *(f"-I{folder}" for folder in include), "-fsyntax-only", "-w", "-"],
         input=text, capture_output=True, text=True,
     )  # fmt: skip
     return done.stderr
@@ -221,6 +223,62 @@ def test_a_short_budget_leaves_callees_declared_and_members_without_bodies():
     assert "int f();" in short
     assert "inline int far();" in short
     assert errors(short) == ""
+
+
+@needs_compiler
+def test_a_class_that_is_too_long_comes_with_the_members_that_are_named():
+    unused = "".join(f"  virtual int unused{i}(int first, int second) = 0;\n" for i in range(40))
+    files = {
+        "a.h": f"struct B {{\n{unused}  virtual int b() = 0;\n}};\n"
+        f"struct A : B {{\n{unused.replace(' = 0;', ' override;')}  int b() override;\n"
+        "  int data;\n};\n",
+        "a.cc": '#include "a.h"\nint root(A& a) { return a.b() + a.data; }\n'
+        + "".join(f"int other{i}(int x) {{ return x * {i} + {i}; }}\n" for i in range(40)),
+    }
+    made = [piece for piece in slices(files, budget=1000) if piece.root.name == "root"]
+    assert [piece.rung for piece in made] == ["part, members used"]
+    assert "int b() override;" in made[0].text
+    assert "int data;" in made[0].text
+    assert "unused" not in made[0].text
+    assert errors(made[0].text) == ""
+
+
+@needs_compiler
+def test_what_needs_too_much_includes_the_headers_of_its_project(tmp_path):
+    fields = "".join(f"  int field_of_the_record{i};\n" for i in range(60))
+    files = {
+        "include/lib/a.h": f"#pragma once\nstruct A {{\n{fields}}};\n",
+        "src/near.h": "#pragma once\n#include <lib/a.h>\nstatic const int near = 1;\n",
+        "src/a.cc": '#include "near.h"\n#include <lib/a.h>\n#include <string>\n'
+        "static int twice(int x) { return 2 * x; }\n"
+        "int root(const A& a) { return twice(a.field_of_the_record0) + near; }\n"
+        + "".join(f"int other{i}(int x) {{ return x * {i} + {i}; }}\n" for i in range(20)),
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    made = [piece for piece in slices(files, budget=800) if piece.root.name == "root"]
+    assert [piece.rung for piece in made] == ["part, project's headers included"]
+    text = made[0].text
+    assert "#include <lib/a.h>" in text
+    assert '#include "src/near.h"' in text
+    assert "return 2 * x" not in text
+    assert errors(text) != ""
+    assert errors(text, include=[tmp_path, tmp_path / "include"]) == ""
+
+
+def test_definitions_that_fit_nowhere_are_counted():
+    body = "".join(f"  total += {i};\n" for i in range(100))
+    files = {
+        "a.cc": f"int big(int total) {{\n{body}  return total;\n}}\nint small() {{ return 1; }}\n",
+        "win.cc": "#include <windows.h>\nint win() { return 1; }\n",
+    }
+    indexes = [index_file(path, text) for path, text in files.items()]
+    slicer = ProjectSlicer(indexes, files.__getitem__, SliceOptions(500), len)
+    left_out = Counter()
+    made = [piece for path in files for piece in slicer.slices_of(path, left_out)]
+    assert [root.name for piece in made for root in piece.roots] == ["small"]
+    assert left_out == {"too_long": 1, "other_platform": 1}
 
 
 def test_the_order_of_files_does_not_matter():

@@ -29,6 +29,8 @@ class Made(NamedTuple):
     files: int = 0  # 1 for a file that was used
     text_bytes: int = 0
     notes: Mapping[str, int] = MappingProxyType({})
+    # With slices, definitions: `roots`, and by reason those that are the root of no document.
+    definitions: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def pack(order: Order, items: Sequence[Survey]) -> Iterator[Made]:
     yield Made(described(packer.finish()), notes=packer.notes)
 
 
+ROOTS = "roots"  # among the definitions of `Made`: those around which documents were built
 DROPPED = "dropped:"  # before the reason, among the notes of `Made`
 
 
@@ -113,14 +116,22 @@ def make_slices(order: SliceOrder, items: Sequence[str]) -> Iterator[Made]:
 def _slices(material: "_Material", items: Sequence[str]) -> Iterator[Made]:
     for path in items:
         file = material.files[path]
+        left_out: Counter[str] = Counter()
+        documents = [
+            material.document(piece) for piece in material.slicer.slices_of(path, left_out)
+        ]
+        definitions = Counter(
+            {ROOTS: sum(len(document.roots) for document in documents)}
+            | {_plain(reason): count for reason, count in left_out.items()}
+        )
         if reason := material.slicer.skipped(path):
-            yield Made([], notes=Counter({DROPPED + _plain(reason): 1}))
+            dropped = Counter({DROPPED + _plain(reason): 1})
+            yield Made([], notes=dropped, definitions=tuple(definitions.items()))
             continue
-        documents = [material.document(piece) for piece in material.slicer.slices_of(path)]
         notes = Counter({f"decoded_{file.encoding}": 1} if file.encoding != "utf-8" else {})
         if not documents:
             notes["files_without_documents"] += 1
-        yield Made(documents, 1, file.size, notes)
+        yield Made(documents, 1, file.size, notes, tuple(definitions.items()))
 
 
 def _plain(reason: str) -> str:

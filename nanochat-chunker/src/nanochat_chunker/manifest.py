@@ -35,6 +35,7 @@ class Account:
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
+    definitions: Counter[str] = field(default_factory=Counter)  # with slices: see `Made`
     projects: dict[str, ProjectAccount] = field(default_factory=dict)
 
 
@@ -73,6 +74,7 @@ def build_manifest(
             "bytes": sum(project.text_bytes for project in account.projects.values()),
             "dropped": {"duplicate": account.duplicate_documents},
         },
+        **_definitions(account.definitions),
         "lengths": describe_lengths(lengths),
         "projects": {name: vars(project) for name, project in sorted(account.projects.items())},
     }
@@ -88,6 +90,15 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _definitions(counts: Counter[str]) -> dict[str, Any]:
+    """With slices: definitions that are roots, and those that are not, by reason."""
+    if not counts:
+        return {}
+    roots = counts["roots"]
+    left_out = {name: count for name, count in counts.items() if name != "roots"}
+    return {"definitions": {"roots": roots, "left_out": _sorted(left_out)}}
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:

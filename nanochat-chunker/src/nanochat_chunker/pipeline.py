@@ -108,6 +108,7 @@ def _account(corpus: Corpus, choice: Choice) -> Account:
 def _count(account: Account, name: str, unit: Unit, new: int) -> None:
     account.dropped.update(unit.dropped)
     account.notes.update(unit.notes)
+    account.definitions.update(unit.definitions)
     account.kept_files += unit.files
     account.kept_bytes += unit.kept_bytes
     project = account.projects[name]

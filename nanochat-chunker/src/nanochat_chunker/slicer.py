@@ -1,5 +1,6 @@
 """A project ready to be sliced, file by file: any process may take any of its files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from nanochat_chunker.slicing import FileIndex, Slice, SliceOptions
@@ -25,5 +26,6 @@ class ProjectSlicer:
         """Why a file is the root of no document; '' where it may be."""
         return self._project.skipped(path)
 
-    def slices_of(self, path: str) -> Iterator[Slice]:
-        return self._ladder.documents(path)
+    def slices_of(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
+        """The slices of a file; its definitions that are the root of none go to `left_out`."""
+        return self._ladder.documents(path, left_out)

@@ -22,6 +22,8 @@ def show(manifest: dict[str, Any], output: str, most_projects: int) -> None:
     console.print(Text(f"{output}: {total:,} documents, {tokens:,} tokens "
                        f"({manifest['tokens_by']['method']}), mode {settings['mode']}, at most "
                        f"{settings['max_tokens']:,} tokens each"))  # fmt: skip
+    if "definitions" in manifest:
+        console.print(f"around {manifest['definitions']['roots']:,} definitions")
     console.print(f"{files['kept']:,} files of {len(manifest['projects']):,} projects, "
                   f"{files['kept_bytes'] / 1e6:,.1f} MB")  # fmt: skip
 
@@ -63,6 +65,7 @@ def _counts(manifest: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     named = [
         ("Files dropped", files["dropped"]),
         ("Documents dropped", manifest["documents"]["dropped"]),
+        ("Definitions in no document", manifest.get("definitions", {}).get("left_out", {})),
         ("Redacted", files["redacted"]),
         ("Noted", files["notes"]),
     ]

@@ -6,30 +6,17 @@ to be compiled with. Names that no header defines are 0, as the standard says.
 
 import re
 from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 
+from nanochat_chunker.slicing import compiler
 from nanochat_chunker.slicing.macros import Lookup, Macro, expand
 
-_PREDEFINED = """
-__cplusplus=202002L __STDC__=1 __STDC_HOSTED__=1 __STDC_UTF_16__=1 __STDC_UTF_32__=1
-__clang__=1 __clang_major__=14 __clang_minor__=0 __clang_patchlevel__=6 __llvm__=1
-__GNUC__=4 __GNUC_MINOR__=2 __GNUC_PATCHLEVEL__=1 __GNUG__=4 __GNUC_STDC_INLINE__=1
-__GXX_ABI_VERSION=1002 __GXX_EXPERIMENTAL_CXX0X__=1 __GXX_RTTI=1 __GXX_WEAK__=1
-__cpp_rtti=199711L __cpp_exceptions=199711L __EXCEPTIONS=1 __DEPRECATED=1
-__linux__=1 __linux=1 linux=1 __gnu_linux__=1 __unix__=1 __unix=1 unix=1 __ELF__=1 _GNU_SOURCE=1
-__x86_64__=1 __x86_64=1 __amd64__=1 __amd64=1 __k8=1 __k8__=1 _LP64=1 __LP64__=1
-__SSE__=1 __SSE2__=1 __SSE_MATH__=1 __SSE2_MATH__=1 __MMX__=1 __FXSR__=1 __SEG_FS=1 __SEG_GS=1
-__BYTE_ORDER__=1234 __ORDER_LITTLE_ENDIAN__=1234 __ORDER_BIG_ENDIAN__=4321
-__ORDER_PDP_ENDIAN__=3412 __LITTLE_ENDIAN__=1 __FLOAT_WORD_ORDER__=1234
-__BYTE_ORDER=1234 __LITTLE_ENDIAN=1234 __BIG_ENDIAN=4321 BYTE_ORDER=1234 LITTLE_ENDIAN=1234
-BIG_ENDIAN=4321
-__CHAR_BIT__=8 __SIZEOF_INT__=4 __SIZEOF_LONG__=8 __SIZEOF_LONG_LONG__=8 __SIZEOF_POINTER__=8
-__SIZEOF_SIZE_T__=8 __SIZEOF_SHORT__=2 __SIZEOF_WCHAR_T__=4 __SIZEOF_INT128__=16
-__SIZEOF_FLOAT__=4 __SIZEOF_DOUBLE__=8 __SIZEOF_LONG_DOUBLE__=16 __SIZEOF_PTRDIFF_T__=8
-__INT_MAX__=2147483647 __LONG_MAX__=9223372036854775807L __SHRT_MAX__=32767 __SCHAR_MAX__=127
-__LONG_LONG_MAX__=9223372036854775807LL __WCHAR_MAX__=2147483647
-__INTPTR_WIDTH__=64 __POINTER_WIDTH__=64 __INTMAX_WIDTH__=64 __BITINT_MAXWIDTH__=128
-INT_MAX=2147483647 UINT_MAX=4294967295U LONG_MAX=9223372036854775807L
-ULONG_MAX=18446744073709551615UL LLONG_MAX=9223372036854775807LL
+# Macros of the system's headers that conditions ask for.
+_OF_HEADERS = """
+__FLOAT_WORD_ORDER__=1234 __BYTE_ORDER=1234 __LITTLE_ENDIAN=1234 __BIG_ENDIAN=4321 BYTE_ORDER=1234
+LITTLE_ENDIAN=1234 BIG_ENDIAN=4321 INT_MAX=2147483647 UINT_MAX=4294967295U
+LONG_MAX=9223372036854775807L ULONG_MAX=18446744073709551615UL LLONG_MAX=9223372036854775807LL
 ULLONG_MAX=18446744073709551615ULL SIZE_MAX=18446744073709551615UL SHRT_MAX=32767 USHRT_MAX=65535
 INT64_MAX=9223372036854775807L UINT64_MAX=18446744073709551615UL INT32_MAX=2147483647
 UINT32_MAX=4294967295U UINTPTR_MAX=18446744073709551615UL CHAR_BIT=8 CHAR_MAX=127 CHAR_MIN=-128
@@ -37,75 +24,30 @@ FLT_RADIX=2 DBL_MANT_DIG=53 LDBL_MANT_DIG=64 FLT_MANT_DIG=24 FLT_EVAL_METHOD=0 R
 PATH_MAX=4096 _POSIX_VERSION=200809L _POSIX_THREADS=200809L _POSIX_TIMERS=200809L
 _POSIX_MAPPED_FILES=200809L _POSIX_C_SOURCE=200809L _XOPEN_SOURCE=700 _DEFAULT_SOURCE=1
 __GLIBC__=2 __GLIBC_MINOR__=36 __GLIBCXX__=20220819 _GLIBCXX_RELEASE=12 __USE_GNU=1
-_GLIBCXX_USE_CXX11_ABI=1 _GLIBCXX_HAVE_PTHREAD=1
-O_CLOEXEC=02000000 O_DIRECT=00040000 MAP_ANONYMOUS=0x20 MAP_ANON=0x20 MAP_POPULATE=0x08000
-CLOCK_MONOTONIC=1 CLOCK_REALTIME=0 SOCK_CLOEXEC=02000000 MSG_NOSIGNAL=0x4000 SO_REUSEPORT=15
-F_FULLFSYNC_ABSENT=1 EWOULDBLOCK=11 EAGAIN=11 AF_INET6=10 IPV6_V6ONLY=26 SIGPIPE=13
-FALLOC_FL_KEEP_SIZE=1 __ATOMIC_RELAXED=0 __ATOMIC_SEQ_CST=5 __VERSION__="14"
-__GCC_ATOMIC_INT_LOCK_FREE=2 __GCC_ATOMIC_LLONG_LOCK_FREE=2 __GCC_HAVE_DWARF2_CFI_ASM=1
-__GCC_HAVE_SYNC_COMPARE_AND_SWAP_4=1 __GCC_HAVE_SYNC_COMPARE_AND_SWAP_8=1 __PIC__=2 __PIE__=2
-__NO_MATH_INLINES=1 __FINITE_MATH_ONLY__=0 __STRICT_ANSI__=1 __STDCPP_THREADS__=1 __COUNTER__=0
-__STDCPP_DEFAULT_NEW_ALIGNMENT__=16UL __BIGGEST_ALIGNMENT__=16
-__cpp_aggregate_bases=201603L __cpp_aggregate_nsdmi=201304L __cpp_alias_templates=200704L
-__cpp_aligned_new=201606L __cpp_attributes=200809L __cpp_binary_literals=201304L
-__cpp_capture_star_this=201603L __cpp_char8_t=201811L __cpp_concepts=201907L
-__cpp_conditional_explicit=201806L __cpp_constexpr=201907L __cpp_constexpr_in_decltype=201711L
-__cpp_constexpr_dynamic_alloc=201907L __cpp_constinit=201907L __cpp_decltype=200707L
-__cpp_decltype_auto=201304L __cpp_deduction_guides=201703L __cpp_delegating_constructors=200604L
-__cpp_designated_initializers=201707L __cpp_enumerator_attributes=201411L
-__cpp_fold_expressions=201603L __cpp_generic_lambdas=201707L
-__cpp_guaranteed_copy_elision=201606L __cpp_hex_float=201603L __cpp_if_constexpr=201606L
-__cpp_impl_coroutine=201902L __cpp_impl_destroying_delete=201806L
-__cpp_impl_three_way_comparison=201907L __cpp_inheriting_constructors=201511L
-__cpp_init_captures=201803L __cpp_initializer_lists=200806L __cpp_inline_variables=201606L
-__cpp_lambdas=200907L __cpp_namespace_attributes=201411L
-__cpp_nested_namespace_definitions=201411L __cpp_noexcept_function_type=201510L
-__cpp_nontype_template_args=201411L __cpp_nontype_template_parameter_auto=201606L
-__cpp_nsdmi=200809L __cpp_range_based_for=201603L __cpp_raw_strings=200710L
-__cpp_ref_qualifiers=200710L __cpp_return_type_deduction=201304L __cpp_rvalue_references=200610L
-__cpp_sized_deallocation_absent=1 __cpp_static_assert=201411L __cpp_structured_bindings=201606L
-__cpp_template_auto=201606L __cpp_threadsafe_static_init=200806L
-__cpp_unicode_characters=200704L __cpp_unicode_literals=200710L
-__cpp_user_defined_literals=200809L __cpp_using_enum=201907L __cpp_variable_templates=201304L
-__cpp_variadic_templates=200704L __cpp_variadic_using=201611L
-__cpp_lib_string_view=201803L __cpp_lib_optional=201606L __cpp_lib_variant=201606L
-__cpp_lib_any=201606L __cpp_lib_filesystem=201703L __cpp_lib_make_unique=201304L
-__cpp_lib_byte=201603L __cpp_lib_void_t=201411L __cpp_lib_bool_constant=201505L
-__cpp_lib_integer_sequence=201304L __cpp_lib_shared_mutex=201505L __cpp_lib_span=202002L
-__cpp_lib_is_constant_evaluated=201811L __cpp_lib_bit_cast=201806L __cpp_lib_bitops=201907L
-__cpp_lib_three_way_comparison=201907L __cpp_lib_exchange_function=201304L
-__cpp_lib_uncaught_exceptions=201411L __cpp_lib_launder=201606L __cpp_lib_invoke=201411L
-__cpp_lib_apply=201603L __cpp_lib_clamp=201603L __cpp_lib_to_chars=201611L
-__cpp_lib_is_swappable=201603L __cpp_lib_is_final=201402L __cpp_lib_hypot=201603L
-__cpp_lib_is_invocable=201703L __cpp_lib_result_of_sfinae=201210L
+_GLIBCXX_USE_CXX11_ABI=1 _GLIBCXX_HAVE_PTHREAD=1 O_CLOEXEC=02000000 O_DIRECT=00040000
+MAP_ANONYMOUS=0x20 MAP_ANON=0x20 MAP_POPULATE=0x08000 CLOCK_MONOTONIC=1 CLOCK_REALTIME=0
+SOCK_CLOEXEC=02000000 MSG_NOSIGNAL=0x4000 SO_REUSEPORT=15 EWOULDBLOCK=11 EAGAIN=11 AF_INET6=10
+IPV6_V6ONLY=26 SIGPIPE=13 FALLOC_FL_KEEP_SIZE=1 __COUNTER__=0 __cpp_lib_string_view=201803L
+__cpp_lib_optional=201606L __cpp_lib_variant=201606L __cpp_lib_any=201606L
+__cpp_lib_filesystem=201703L __cpp_lib_make_unique=201304L __cpp_lib_byte=201603L
+__cpp_lib_void_t=201411L __cpp_lib_bool_constant=201505L __cpp_lib_integer_sequence=201304L
+__cpp_lib_shared_mutex=201505L __cpp_lib_span=202002L __cpp_lib_is_constant_evaluated=201811L
+__cpp_lib_bit_cast=201806L __cpp_lib_bitops=201907L __cpp_lib_three_way_comparison=201907L
+__cpp_lib_exchange_function=201304L __cpp_lib_uncaught_exceptions=201411L
+__cpp_lib_launder=201606L __cpp_lib_invoke=201411L __cpp_lib_apply=201603L __cpp_lib_clamp=201603L
+__cpp_lib_to_chars=201611L __cpp_lib_is_swappable=201603L __cpp_lib_is_final=201402L
+__cpp_lib_hypot=201603L __cpp_lib_is_invocable=201703L __cpp_lib_result_of_sfinae=201210L
 """
 
-PREDEFINED: Mapping[str, Macro] = {
-    name: Macro(name, None, value)
-    for name, value in (pair.split("=", 1) for pair in _PREDEFINED.split())
-    if not name.endswith("_ABSENT") and not name.endswith("_absent")
-}
 
-_ATTRIBUTES = frozenset(
-    "fallthrough nodiscard maybe_unused deprecated noreturn likely unlikely no_unique_address "
-    "always_inline noinline unused used weak visibility format aligned packed hot cold const pure "
-    "constructor destructor section malloc nonnull warn_unused_result artificial flatten "
-    "returns_nonnull enable_if overloadable cleanup no_sanitize tls_model gnu_inline alias "
-    "no_sanitize_address no_sanitize_memory no_sanitize_thread guarded_by diagnose_if noescape "
-    "trivial_abi lifetimebound require_constant_initialization "
-    "clang::fallthrough clang::reinitializes clang::lifetimebound gnu::always_inline".split()
-)
-_FEATURES = frozenset(
-    "cxx_rvalue_references cxx_constexpr cxx_noexcept cxx_thread_local cxx_exceptions cxx_rtti "
-    "cxx_variadic_templates cxx_static_assert cxx_auto_type cxx_nullptr cxx_lambdas "
-    "cxx_explicit_conversions cxx_deleted_functions cxx_range_for cxx_strong_enums "
-    "cxx_user_literals cxx_alias_templates cxx_generalized_initializers cxx_unrestricted_unions "
-    "cxx_decltype cxx_defaulted_functions cxx_delegating_constructors cxx_override_control "
-    "cxx_relaxed_constexpr cxx_return_type_deduction cxx_variable_templates cxx_init_captures "
-    "cxx_generic_lambdas cxx_aggregate_nsdmi cxx_decltype_auto cxx_binary_literals "
-    "is_trivially_copyable is_trivially_constructible is_trivially_assignable has_nothrow_assign "
-    "has_trivial_destructor is_literal is_base_of is_class is_enum".split()
-)
+@cache
+def predefined() -> Mapping[str, Macro]:
+    """What is defined before a file is read: by the compiler, and as if by the system's headers."""
+    pairs = (pair.split("=", 1) for pair in _OF_HEADERS.split())
+    found = {name: Macro(name, None, value) for name, value in pairs}
+    return MappingProxyType({**found, **compiler.predefined()})
+
+
 STANDARD_HEADERS = frozenset(
     "algorithm any array atomic barrier bit bitset cassert ccomplex cctype cerrno cfenv cfloat "
     "charconv chrono cinttypes climits clocale cmath codecvt compare complex concepts "
@@ -162,9 +104,14 @@ _HAVE_FUNCTION = re.compile(
 )
 
 
+def names_platform(name: str) -> bool:
+    """Whether a macro says that the platform is Linux, as build systems define it."""
+    return _PLATFORM.match(name) is not None
+
+
 def from_build_system(name: str) -> Macro | None:
     """A macro that no file defines as a build on Linux would: its platform, headers it has."""
-    if _PLATFORM.match(name):
+    if names_platform(name):
         return Macro(name, None, "1")
     found = _HAVE_HEADER.match(name)
     if found is not None:
@@ -225,14 +172,16 @@ def _has(what: str, argument: str) -> str:
     if what in ("include", "include_next"):
         return " 1 " if argument.strip('<>" ') in STANDARD_HEADERS else " 0 "
     name = argument.strip("_ ") if what == "attribute" else argument.strip()
-    if what in ("attribute", "cpp_attribute", "c_attribute"):
-        if name not in _ATTRIBUTES:
-            return " 0 "
-        return " 201907 " if what == "cpp_attribute" else " 1 "
+    if what in ("attribute", "c_attribute"):
+        return " 1 " if name in compiler.known("attributes") else " 0 "
+    if what == "cpp_attribute":
+        return f" {compiler.known('cpp_attributes').get(name, '0')} "
     if what == "builtin":
         return " 1 " if argument.startswith(("__builtin_", "__is_")) else " 0 "
-    if what in ("feature", "extension"):
-        return " 1 " if name in _FEATURES else " 0 "
+    if what in ("feature", "extension") and name in compiler.known("features"):
+        return " 1 "
+    if what == "extension":
+        return " 1 " if name in compiler.known("extensions") else " 0 "
     return " 0 "
 
 

@@ -35,6 +35,8 @@ _ASSIGN = re.compile(r"(?<![=!<>+\-*/%&|^])=(?!=)")
 _CONSTANT = re.compile(r"\b(?:constexpr|consteval)\b")
 _DEDUCED = re.compile(r"\bauto\s*[&*]*\s*$|\bdecltype\b")
 _STATIC = re.compile(r"\bstatic\b")
+# A friend that has attributes cannot be declared without its body.
+_ATTRIBUTED_FRIEND = re.compile(r"\(\)\s*friend\b|\b[A-Z][A-Z0-9_]{3,}\s+friend\b")
 _INSTANTIATION = re.compile(r"(?:extern\s+)?template\s+(?!<)\w")
 _PURE = re.compile(r"=\s*(?:0|default|delete)\b[^=]*$")
 _NAMESPACE = re.compile(r"(?:^|\s)(inline\s+)?namespace\b([^;{}=]*)$")
@@ -195,6 +197,8 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
         flags.append("auto")
     if "static" in before and _STATIC.search(before):
         flags.append("local")
+    if "friend" in before and _ATTRIBUTED_FRIEND.search(before):
+        flags.append("attributed")
     name = name.removeprefix("::")
     owner, _, last = name.rpartition("::")
     names = (_operator(last, head),)

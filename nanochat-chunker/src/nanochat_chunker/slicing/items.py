@@ -1,5 +1,6 @@
 """What a file is made of: items, with what they define and what they name."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ class Frame(NamedTuple):
 
 
 Scope = tuple[Frame, ...]
+
+
+_WITH_BODY = frozenset(("constexpr", "auto", "attributed"))
 
 
 @dataclass(slots=True)
@@ -45,15 +49,42 @@ class Item:
     body_uses: tuple[str, ...] = ()
     members: tuple["Item", ...] = ()
     # Words that matter: template, special (a specialisation), constexpr, auto (a deduced return
-    # type), local (static or in an unnamed namespace), inner (an #include within)
+    # type), attributed (a friend with attributes), local (static or in an unnamed namespace),
+    # inner (an #include within)
     flags: frozenset[str] = frozenset()
 
     @property
     def needs_body(self) -> bool:
         """A function that cannot be used before its body is seen."""
-        return "constexpr" in self.flags or "auto" in self.flags
+        return not self.flags.isdisjoint(_WITH_BODY)
 
     @property
     def qualifier(self) -> str:
         """The scope as it is written before a name, unnamed and inline namespaces left out."""
         return "::".join(frame.name for frame in self.scope if frame.name)
+
+    def size(self, declared: bool) -> int:
+        """The length of its text, with or without bodies; what a configuration cuts counts too."""
+        if not declared:
+            return self.end - self.start
+        if self.kind == "function" and self.tail >= 0:
+            return self.tail - self.start + 1
+        return self.end - self.start - _bodies(self.members)
+
+
+def flatten(members: tuple[Item, ...]) -> Iterable[Item]:
+    """Members, and those of nested classes."""
+    for member in members:
+        yield member
+        if member.members:
+            yield from flatten(member.members)
+
+
+def _bodies(members: tuple[Item, ...]) -> int:
+    total = 0
+    for member in members:
+        if member.members:
+            total += _bodies(member.members)
+        elif member.kind == "function" and member.tail >= 0 and not member.needs_body:
+            total += member.end - member.tail - 1
+    return total

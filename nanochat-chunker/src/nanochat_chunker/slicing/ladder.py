@@ -1,27 +1,33 @@
-"""Fitting documents to the budget: less detail, then fewer roots."""
+"""Fitting documents to the budget: less detail, then fewer roots, then the project's headers."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
+from nanochat_chunker.slicing.closure import DECLARED, Closure, Detail
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
 from nanochat_chunker.slicing.rendering import Renderer, paths_of
+from nanochat_chunker.slicing.slim import OwnFile, UsedMembers
 
 _TAKEN_ALONG = frozenset("include define undef using directive namespace access other".split())
+_MAY_BE_HEAVY = frozenset(("class", "function", "prototype", "alias", "call", "variable"))
 _ROOM = 0.5  # of the budget that one root may take before members lose their bodies
+_FULL = 0.95  # of the budget: the lengths of closures are estimates
+
+DECLARED_CALLEES = Detail("callees declared", 0)
+DECLARED_MEMBERS = Detail("members declared", 0, DECLARED)
+USED_MEMBERS = Detail("members used", 0, DECLARED, used=True)
+WITH_INCLUDES = Detail("project's headers included", 0, includes=True)
 
 
 def rungs(options: SliceOptions) -> list[Detail]:
-    """From the most detail to the least."""
+    """Those of whole files, from the most detail to the least."""
     deep = options.cross_depth
-    found = [Detail(f"bodies up to {deep} calls away", deep, FULL)]
+    found = [Detail(f"bodies up to {deep} calls away", deep)] if deep > 0 else []
     if deep > 1:
-        found.append(Detail("bodies of direct callees", 1, FULL))
-    if deep > 0:
-        found.append(Detail("callees declared", 0, FULL))
-    found.append(Detail("members declared", 0, DECLARED))
-    return found
+        found.append(Detail("bodies of direct callees", 1))
+    return [*found, DECLARED_CALLEES, DECLARED_MEMBERS]
 
 
 class Ladder:
@@ -33,18 +39,27 @@ class Ladder:
         self._budget = options.budget
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
+        self._heavy: dict[tuple[int, str, int], bool] = {}
 
-    def documents(self, path: str) -> Iterator[Slice]:
-        """Those whose roots are the definitions of one file: one where it fits, else several."""
+    def documents(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
+        """Those whose roots are the definitions of one file: one where it fits, else several.
+
+        Definitions that are in none are counted in `left_out`, by reason.
+        """
+        left_out = Counter() if left_out is None else left_out
         graph = self._graph
         ids = [i for i in graph.by_path.get(path, ()) if graph.items[i].kind != "include"]
         roots = [i for i in ids if graph.items[i].kind not in _TAKEN_ALONG]
-        if not roots or graph.project.skipped(path):
+        definitions = [i for i in roots if graph.items[i].kind in DEFINITIONS]
+        if reason := graph.project.skipped(path):
+            left_out[reason] += len(definitions)
+            return
+        if not roots:
             return
         text = graph.project.text(path)
         limit = self._budget * len(text) / max(1, self._measure(text))  # in characters
         for detail in self._rungs:
-            closure = Closure(graph, path, detail, limit)
+            closure = self._closure(path, detail, limit)
             closure.add(ids)
             if closure.size > limit:
                 continue
@@ -52,45 +67,105 @@ class Ladder:
             if slice_ is not None:
                 yield slice_
                 return
-        definitions = [i for i in roots if graph.items[i].kind in DEFINITIONS]
-        yield from self._parts(path, definitions or roots, limit)
+        yield from self._parts(path, definitions or roots, limit, left_out)
 
-    def _parts(self, path: str, roots: Sequence[int], limit: float) -> Iterator[Slice]:
-        """Documents of as many neighbouring roots as fit."""
+    def _closure(self, path: str, detail: Detail, limit: float) -> Closure:
+        kind = UsedMembers if detail.used else OwnFile if detail.includes else Closure
+        return kind(self._graph, path, detail, limit)
+
+    def _parts(
+        self, path: str, roots: Sequence[int], limit: float, left_out: Counter[str]
+    ) -> Iterator[Slice]:
+        """Documents of as many neighbouring roots as fit, in the order of their lines."""
+        made: list[tuple[int, Slice]] = []
+        steps = (
+            (DECLARED_CALLEES, limit * _ROOM), (DECLARED_MEMBERS, limit), (USED_MEMBERS, limit),
+        )  # fmt: skip
+        heavy = list(self._runs(path, roots, limit, steps, made))
+        for i in self._runs(path, heavy, limit, ((WITH_INCLUDES, limit),), made):
+            left_out["too_long"] += self._graph.items[i].kind in DEFINITIONS
+        yield from (slice_ for _, slice_ in sorted(made, key=lambda pair: pair[0]))
+
+    def _runs(
+        self,
+        path: str,
+        roots: Sequence[int],
+        limit: float,
+        steps: Sequence[tuple[Detail, float]],
+        made: list[tuple[int, Slice]],
+    ) -> Iterator[int]:
+        """Adds documents to `made`, each with its first root; gives the roots that fit nowhere.
+
+        `steps` are tried for the first root of each document, with the room it may take.
+        """
         at = 0
         while at < len(roots):
-            for detail, room in zip(self._rungs[-2:], (limit * _ROOM, limit), strict=False):
-                closure = Closure(self._graph, path, detail, room)
-                closure.add(roots[at : at + 1])
-                if closure.size <= room:
-                    break
-            closure.limit = limit
-            if closure.size > limit:
+            closure = self._begin(path, roots[at], steps)
+            if closure is None:
+                yield roots[at]
                 at += 1
                 continue
-            stop = at + 1
-            while stop < len(roots):
-                saved = closure.save()
-                closure.add(roots[stop : stop + 1])
-                if closure.size > limit * 0.95:
-                    closure.restore(saved)
-                    break
-                stop += 1
-            while True:
+            closure.limit = limit
+            stop = self._grow(closure, roots, at + 1)
+            slice_ = None
+            while slice_ is None and stop > at:
                 slice_ = self._write(closure, roots[at:stop], "part, " + closure.detail.name)
-                if slice_ is not None or stop == at + 1:
-                    break
-                stop = at + max(1, (stop - at) * 3 // 4)
-                closure = Closure(self._graph, path, closure.detail, limit)
-                closure.add(roots[at:stop])
-            if slice_ is not None:
-                yield slice_
+                if slice_ is None:
+                    if stop == at + 1:
+                        break
+                    stop = at + max(1, (stop - at) * 3 // 4)
+                    closure = self._closure(path, closure.detail, limit)
+                    closure.add(roots[at:stop])
+            if slice_ is None:
+                yield roots[at]
+            else:
+                made.append((roots[at], slice_))
             at = stop
+
+    def _begin(self, path: str, root: int, steps: Sequence[tuple[Detail, float]]) -> Closure | None:
+        """The closure of one root at the first step where it has room."""
+        for detail, room in steps:
+            if not detail.includes and self._is_heavy(root, detail, room):
+                continue
+            closure = self._closure(path, detail, room)
+            closure.add([root])
+            if closure.size <= room:
+                return closure
+        return None
+
+    def _is_heavy(self, root: int, detail: Detail, room: float) -> bool:
+        """Whether something that a root names needs more than the room, all by itself.
+
+        Known once, it spares the closures of all roots that name it.
+        """
+        # Two digits of the room, so that files of like text share what is known.
+        unit = 10 ** max(0, len(str(int(room))) - 2)
+        rounded = -(-int(room) // unit) * unit
+        graph = self._graph
+        for j in (*graph.declaration(root), *graph.body(root)):
+            if graph.items[j].kind not in _MAY_BE_HEAVY:
+                continue
+            key = (j, detail.name, rounded)
+            heavy = self._heavy.get(key)
+            if heavy is None:
+                closure = self._closure(graph.paths[j], detail, rounded)
+                closure.need(j)
+                heavy = self._heavy[key] = closure.size > rounded
+            if heavy:
+                return True
+        return False
+
+    def _grow(self, closure: Closure, roots: Sequence[int], stop: int) -> int:
+        """Adds neighbours as long as they fit; gives the place of the first that does not."""
+        while stop < len(roots) and closure.try_add(roots[stop], closure.limit * _FULL):
+            stop += 1
+        return stop
 
     def _write(self, closure: Closure, roots: Sequence[int], rung: str) -> Slice | None:
         graph = self._graph
         level = closure.finished()
-        text = self._renderer.render(level, roots)
+        members = closure.members if isinstance(closure, UsedMembers) else {}
+        text = self._renderer.render(level, roots, members, closure.detail.includes)
         if self._measure(text) > self._budget:
             return None
         found = [root_of(graph, i) for i in roots if graph.items[i].kind in DEFINITIONS]
@@ -100,6 +175,7 @@ class Ladder:
 
 
 def root_of(graph: Graph, i: int) -> Root:
+    """Where a root is defined, and its qualified name."""
     item, path = graph.items[i], graph.paths[i]
     name = item.names[0] if item.names else ""
     parts = [part for part in (item.qualifier, item.owner, name) if part]

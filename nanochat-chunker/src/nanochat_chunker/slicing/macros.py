@@ -1,7 +1,8 @@
 """Macros: their definitions, and their expansion as the preprocessor does it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 _TOKEN = re.compile(
@@ -30,6 +31,12 @@ class Macro(NamedTuple):
 Lookup = Callable[[str], Macro | None]
 
 
+@lru_cache(maxsize=1 << 14)
+def tokens_of(code: str) -> tuple[str, ...]:
+    """The preprocessing tokens of a stretch of code, white space among them."""
+    return tuple(_TOKEN.findall(code))
+
+
 def parse_define(text: str) -> Macro | None:
     """The macro of what follows `#define`, comments and line splices already gone."""
     found = _DEFINE.match(text)
@@ -55,7 +62,7 @@ def expand(text: str, lookup: Lookup) -> str:
 
 
 def _expand(
-    tokens: list[str], lookup: Lookup, hidden: frozenset[str], budget: list[int], depth: int
+    tokens: Sequence[str], lookup: Lookup, hidden: frozenset[str], budget: list[int], depth: int
 ) -> list[str]:
     out: list[str] = []
     i = 0
@@ -69,7 +76,7 @@ def _expand(
             out.append(token)
             continue
         if macro.params is None:
-            body = _TOKEN.findall(macro.body)
+            body: Sequence[str] = tokens_of(macro.body)
         else:
             arguments, after = _arguments(tokens, i)
             if arguments is None:
@@ -96,7 +103,7 @@ def _expand(
     return out
 
 
-def _arguments(tokens: list[str], i: int) -> tuple[list[list[str]] | None, int]:
+def _arguments(tokens: Sequence[str], i: int) -> tuple[list[list[str]] | None, int]:
     while i < len(tokens) and tokens[i].isspace():
         i += 1
     if i >= len(tokens) or tokens[i] != "(":
@@ -136,7 +143,8 @@ def _substitute(
             joined.extend(([","] if k else []) + part)
         arguments = [*arguments[: len(params) - 1], joined]
     by_name = {name: arguments[k] if k < len(arguments) else [] for k, name in enumerate(params)}
-    body = _TOKEN.findall(macro.body)
+    expanded: dict[str, list[str]] = {}
+    body = tokens_of(macro.body)
     out: list[str] = []
     for k, token in enumerate(body):
         if token == "#" and macro.params is not None:
@@ -144,25 +152,38 @@ def _substitute(
         if token not in by_name:
             out.append(token)
             continue
-        argument = "".join(by_name[token]).strip()
         before = _neighbour(body, k, -1)
         if before == "#":
+            argument = "".join(by_name[token]).strip()
             out.append('"' + argument.replace("\\", "\\\\").replace('"', '\\"') + '"')
         elif before == "##" or _neighbour(body, k, 1) == "##":
-            out.extend(_TOKEN.findall(argument) or [""])
+            out.extend(_trimmed(by_name[token]))
         else:
-            out.extend(_expand(_TOKEN.findall(argument), lookup, hidden, budget, depth + 1))
-    return [token for token in out if token]
+            if token not in expanded:
+                argument_tokens = _trimmed(by_name[token])
+                expanded[token] = _expand(argument_tokens, lookup, hidden, budget, depth + 1)
+            out.extend(expanded[token])
+    return out
 
 
-def _neighbour(tokens: list[str], i: int, step: int) -> str:
+def _trimmed(tokens: list[str]) -> list[str]:
+    """Tokens without white space around them."""
+    first, last = 0, len(tokens)
+    while first < last and tokens[first].isspace():
+        first += 1
+    while first < last and tokens[last - 1].isspace():
+        last -= 1
+    return tokens[first:last]
+
+
+def _neighbour(tokens: Sequence[str], i: int, step: int) -> str:
     i += step
     while 0 <= i < len(tokens) and tokens[i].isspace():
         i += step
     return tokens[i] if 0 <= i < len(tokens) else ""
 
 
-def _paste(tokens: list[str]) -> list[str]:
+def _paste(tokens: Sequence[str]) -> Sequence[str]:
     if "##" not in tokens:
         return tokens
     out: list[str] = []

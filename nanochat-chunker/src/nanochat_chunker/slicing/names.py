@@ -4,7 +4,7 @@ import re
 from sys import intern
 
 _NAMES = re.compile(
-    r"(?:\.\s*|->\s*|>\s*::\s*|::\s*)?[A-Za-z_]\w*(?:::\s*~?(?:template\s+)?[A-Za-z_]\w*)*"
+    r"(?:\.\s*|(?<!\s)->\s*|>\s*::\s*|::\s*)?[A-Za-z_]\w*(?:::\s*~?(?:template\s+)?[A-Za-z_]\w*)*"
 )
 _OPERATOR_NAME = re.compile(
     r"(?:[A-Za-z_]\w*\s*)?::\s*operator\s*(?:<<|>>|[-+*/%&|^<>=!]=|[-+*/%<>&|^])"
@@ -27,6 +27,7 @@ def names_in(code: str) -> tuple[str, ...]:
     """The names in code without comments and literals, each once, as they come.
 
     A name may be qualified (`a::b`, `::a`); that of a member after `.` or `->` begins with a dot.
+    After ` -> ` with a blank before it there is more often a return type, taken for a name.
     """
     names: dict[str, None] = {}
     for chain in dict.fromkeys(_NAMES.findall(code)):
@@ -41,3 +42,19 @@ def names_in(code: str) -> tuple[str, ...]:
         for name in _OPERATOR_NAME.findall(code):
             names["".join(name.split()).removeprefix("using")] = None
     return tuple(map(intern, names))
+
+
+def outermost(arguments: str) -> str:
+    """Template arguments up to their `>`, without the arguments that those have themselves."""
+    out: list[str] = []
+    depth = 0
+    for char in arguments:
+        if char in "<([{":
+            depth += 1
+        elif char in ">)]}":
+            depth -= 1
+            if depth < 0:
+                break
+        elif depth == 0:
+            out.append(char)
+    return "".join(out)

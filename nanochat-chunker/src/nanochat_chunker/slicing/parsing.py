@@ -25,6 +25,7 @@ _SCOPE_TEXT = re.compile(
 )
 _SCOPE_NAME = re.compile(r"BEGIN|END|OPEN|CLOSE|PUSH|POP|DISABLE|ENABLE|RESTORE|IGNORE|NAMESPACE")
 _SCOPED_ENUM = re.compile(r"\benum\s+(?:class|struct)\b")
+_INITIALISED = (")", "}", "...")  # ends of initialisers; what follows one is a body
 _MAX_DEPTH = 24  # classes within classes; deeper ones are taken whole
 
 
@@ -225,7 +226,7 @@ class _Parser:
             if function is not None:
                 if initialised < 0:
                     initialised = self._initialisers(begin, position, i)
-                if initialised >= 0 and clean[begin:position].rstrip()[-1:] not in ")}":
+                if initialised >= 0 and not clean[begin:position].rstrip().endswith(_INITIALISED):
                     # `: member{value}`; a body follows `)` or `}`.
                     collapsed.append("()")
                     seen = closing + 1
@@ -373,6 +374,13 @@ class _Parser:
             word = head.partition("(")[0].strip()
             if declared.names[0] == word and word != owner:
                 return Declared("call", ())
+        if declared.kind == "prototype" and not declared.owner and owner is None:
+            # `EXPORT DECLARE(x);`
+            macro = self.lookup(declared.names[0])
+            if macro is not None and macro.params is not None:
+                return Declared("call", ())
+            if macro is None and declared.names[0].isupper():
+                self.parsed.unknown.add(declared.names[0])
         return declared
 
     def _bare(self, word: str) -> "list[Frame | None] | str | None":
@@ -431,15 +439,16 @@ class _Parser:
         ):
             return False
         macro = self.lookup(name)
+        what = None
         if macro is not None and macro.params is not None:
             what = self._macro_text(self._expand_at(name, end))
             if isinstance(what, list):
                 return what
-            if what == "call":
-                return True
         following = self.clean[end : end + 400]
         stripped = following.lstrip()
         first = stripped[:1]
+        if what == "call" and first != ";":
+            return True
         if first in (";", "{", "-", ".", "=", ",", ")", ":", "[", "<", "@"):
             return False
         if macro is None:

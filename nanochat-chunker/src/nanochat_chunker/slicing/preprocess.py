@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.configuration import (
-    PREDEFINED,
     evaluate,
     from_build_system,
     is_defined,
+    predefined,
 )
 from nanochat_chunker.slicing.macros import Lookup, Macro, parse_define
 
@@ -76,7 +76,7 @@ def is_c(path: str) -> bool:
 
 
 def _predefined(name: str) -> Macro | None:
-    return PREDEFINED.get(name) or (from_build_system(name) if "_" in name else None)
+    return predefined().get(name) or (from_build_system(name) if "_" in name else None)
 
 
 def predefined_for(path: str) -> Lookup:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from nanochat_chunker.includes import Include, Resolver
 from nanochat_chunker.slicing.configuration import (
     ELSEWHERE,
-    PREDEFINED,
     STANDARD_HEADERS,
     evaluate,
     is_defined,
+    predefined,
 )
 from nanochat_chunker.slicing.index import build
 from nanochat_chunker.slicing.items import Item, Scope
@@ -47,6 +47,7 @@ class Configured:
         self.bit = {path: i for i, path in enumerate(self.files)}
         self.closure: dict[str, int] = {}
         self.parent: dict[str, str] = {}
+        self._contexts: dict[str, int] = {}
         self._definers: dict[str, list[tuple[int, Macro | None]]] = defaultdict(list)
         self._seen = 0
         self._defined = {  # by some file: no business of the build system's
@@ -54,7 +55,7 @@ class Configured:
             for file in self.files.values()
             for event in file.events
             if event.kind == "define" and isinstance(event.value, Macro)
-        } - PREDEFINED.keys()
+        } - predefined().keys()
         for path in self._roots():
             if path not in self.closure:
                 self._visit(path)
@@ -82,6 +83,10 @@ class Configured:
                 found = self._resolver.resolve(path, Include(target, angle))
             self._resolved[key] = None if found == path else found
         return self._resolved[key]
+
+    def is_own(self, path: str, target: str) -> bool:
+        """Whether a file includes itself."""
+        return self._resolver.resolve(path, Include(target, False)) == path
 
     def macro(self, name: str, seen: int) -> Macro | None:
         """What `name` is defined as, last of all, in the files of `seen`."""
@@ -141,6 +146,20 @@ class Configured:
                 return frozenset(out)
             out |= more
 
+    def context(self, path: str) -> int:
+        """The files that a file sees itself, and through the one that first includes it."""
+        seen = self._contexts.get(path)
+        if seen is None:
+            seen = 0
+            at: str | None = path
+            guard: set[str] = set()
+            while at is not None and at not in guard:
+                guard.add(at)
+                seen |= self.closure[at]
+                at = self.parent.get(at)
+            self._contexts[path] = seen
+        return seen
+
     def defines(self, name: str) -> bool:
         return name in self._definers
 
@@ -177,12 +196,12 @@ class Configured:
         while stack:
             path, position, rebuilds = stack.pop()
             file = self.files[path]
-            predefined = predefined_for(path)
+            of_compiler = predefined_for(path)
 
             def lookup(name: str) -> Macro | None:
                 found = self.macro(name, self._seen)
                 if found is None and name not in self._defined:
-                    found = predefined(name)  # noqa: B023
+                    found = of_compiler(name)  # noqa: B023
                 return found
 
             descend = False
@@ -293,6 +312,7 @@ class Configured:
                         target = self.resolve(path, item.names[0], "angle" in item.flags)
                         if target is not None and target not in started:
                             started.add(target)
+                            yield path, item, outer
                             stack.append((path, position, outer))
                             stack.append((target, 0, outer + item.scope))
                             break

@@ -1,7 +1,7 @@
 """Which words speak for which header of the standard library."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -117,18 +117,32 @@ _SOME_WORDS: Mapping[str, frozenset[str]] = {
 }
 
 
+# What most headers bring along, and code uses without including it: words that mean nothing else.
+OF_WORDS: Mapping[str, frozenset[str]] = {
+    header: frozenset(words.split())
+    for header, words in {
+        "cmath": "fabs isnan isinf sqrt floor ceil",
+        "cstddef": "size_t ptrdiff_t",
+        "cstdint": "int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t intptr_t "
+        "uintptr_t",
+        "cstring": "memcpy memset memcmp strlen strcmp memmove",
+        "string": "string",
+    }.items()
+}
+
+
 def words_of(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(_WORD.findall(text))
 
 
-def may_need(words: frozenset[str], header: str) -> bool:
+def may_need(words: Set[str], header: str) -> bool:
     """Whether a document with these words may need a system header that its files include."""
     known = _WORDS.get(header)
     return known is None or not words.isdisjoint(known)
 
 
-def needs(words: frozenset[str], header: str) -> bool:
+def needs(words: Set[str], header: str) -> bool:
     """Whether it surely speaks of a header, which its files then need not include themselves."""
     known = _WORDS.get(header) or _SOME_WORDS.get(header, frozenset())
     return not words.isdisjoint(known)

@@ -36,6 +36,7 @@ class Unit:
     text_bytes: int = 0  # of the documents
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    definitions: Counter[str] = field(default_factory=Counter)  # see `Made`
 
 
 @dataclass
@@ -116,6 +117,7 @@ def _close(project: int, at: _Open) -> Unit:
         unit.files += made.files
         unit.kept_bytes += made.text_bytes
         unit.text_bytes += size
+        unit.definitions.update(dict(made.definitions))
         for name, count in made.notes.items():
             if name.startswith(DROPPED):
                 unit.dropped[name.removeprefix(DROPPED)] += count

@@ -1,0 +1,278 @@
+"""The macros of a project where they are used: what they stand for, declare, and paste."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from nanochat_chunker.slicing.index import blank_literals
+from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.macros import Macro, expand, tokens_of
+from nanochat_chunker.slicing.names import names_in
+from nanochat_chunker.slicing.ordering import Ordered
+from nanochat_chunker.slicing.parsing import parse
+
+_MAX_CALLS = 200  # different calls of one macro that are looked at within one item
+_MAX_CALL = 2000  # characters of one
+_WORD = re.compile(r"[A-Za-z_][\w:]*$")
+
+# The parts of a name made with ##: words, and places of parameters.
+Paste = tuple[str | int, ...]
+
+
+class Macros:
+    """What `#define`s say, by name and in the project's order."""
+
+    def __init__(self, ordered: Ordered) -> None:
+        self._ordered = ordered
+        self._project = ordered.project
+        self._values = self._read()
+        self.pasting = self._find_pasting()
+        self._pastes: dict[tuple[str, str], tuple[Paste, ...] | None] = {}
+
+    def value(self, name: str, i: int, seen: int) -> Macro | None:
+        """What a macro stands for at item `i`: its last definition before, in files of `seen`."""
+        best: Macro | None = None
+        bits = self._ordered.bits
+        for j, macro in self._values.get(name, ()):
+            if seen >> bits[j] & 1:
+                if j > i and best is not None:
+                    break
+                best = macro
+        return best
+
+    def before(self, ids: Iterable[int], i: int) -> int:
+        """Of the definitions of one name the one in force at item `i`, or -1."""
+        bits = self._ordered.bits
+        best = -1
+        for j in ids:
+            if (j < i or best < 0) and (j <= i or bits[j] == bits[i]):
+                best = j
+        return best
+
+    def declared(self, i: int) -> Item:
+        """A macro call with the names that its expansion declares and uses."""
+        item, path = self._ordered.items[i], self._ordered.paths[i]
+        if not any(self._project.defines(use) for use in item.uses):
+            return item
+        seen = self._project.context(path)
+
+        def lookup(name: str) -> Macro | None:
+            return self.value(name, i, seen)
+
+        code = self._project.text(path)[item.begin : item.end]
+        expanded = expand(code, lookup)
+        if expanded == code:
+            return item
+        inner = parse(expanded, expanded, lookup).items
+        names = [
+            f"{part.qualifier}::{name}" if part.qualifier else name
+            for part in inner
+            for name in part.names
+            if not part.owner
+        ]
+        uses = set(item.uses)
+        for part in inner:
+            for piece in (part, *part.members):
+                uses.update(piece.uses)
+                uses.update(piece.body_uses)
+        return Item(
+            "call", item.start, item.begin, item.end, item.scope, tuple(dict.fromkeys(names)),
+            "", -1, tuple(sorted(uses)), (), (), item.flags | {"expanded"},
+        )  # fmt: skip
+
+    def pasted(self, i: int, name: str) -> set[str]:
+        """The names that calls of the pasting macro `name` within item `i` make."""
+        item, path = self._ordered.items[i], self._ordered.paths[i]
+        if item.kind == "define":
+            return set()
+        seen = self._project.context(path)
+        macro = self.value(name, i, seen)
+        if macro is None:
+            return set()
+        key = (name, path)
+        if key not in self._pastes:
+            last = self._ordered.by_path[path][-1]
+            self._pastes[key] = self._find_pastes(name, last, seen, frozenset())
+        pastes = self._pastes[key]
+        if pastes is None:
+            return self._by_expansion(i, name, seen)
+        names = {"".join(map(str, paste)) for paste in pastes if _is_constant(paste)}
+        open_ones = [paste for paste in pastes if not _is_constant(paste)]
+        if open_ones:
+            for call in self._calls(i, name):
+                arguments = _split(call[call.index("(") + 1 : -1])
+                for paste in open_ones:
+                    names.add("".join(_filled(paste, arguments)))
+        return {made for made in names if _WORD.match(made)}
+
+    def _read(self) -> dict[str, list[tuple[int, Macro]]]:
+        values: dict[str, list[tuple[int, Macro]]] = defaultdict(list)
+        at: dict[str, dict[int, Macro]] = {}
+        for i, item in enumerate(self._ordered.items):
+            if item.kind == "define":
+                path = self._ordered.paths[i]
+                if path not in at:
+                    events = self._project.files[path].events
+                    at[path] = {e.start: e.value for e in events if isinstance(e.value, Macro)}
+                macro = at[path].get(item.begin)
+                if macro is not None:
+                    values[macro.name].append((i, macro))
+        return values
+
+    def _find_pasting(self) -> frozenset[str]:
+        """Macros that make names with `##`, themselves or through another."""
+        defines = [item for item in self._ordered.items if item.kind == "define"]
+        users: dict[str, list[str]] = defaultdict(list)
+        for item in defines:
+            for use in item.uses:
+                for part in use.split("::"):
+                    users[part].append(item.names[0])
+        todo = [item.names[0] for item in defines if "pastes" in item.flags]
+        found = set(todo)
+        while todo:
+            more = [user for user in users[todo.pop()] if user not in found]
+            found.update(more)
+            todo.extend(more)
+        return frozenset(found)
+
+    def _find_pastes(
+        self, name: str, i: int, seen: int, within: frozenset[str]
+    ) -> tuple[Paste, ...] | None:
+        """The names that calls of a macro make; None where only expansion can tell."""
+        macro = self.value(name, i, seen)
+        if macro is None or macro.params is None or name in within:
+            return ()
+        tokens = [token for token in tokens_of(macro.body) if not token.isspace()]
+        places = {param: k for k, param in enumerate(macro.params)}
+        found: dict[Paste, None] = {}
+        at = 0
+        while at < len(tokens):
+            token = tokens[at]
+            if at + 1 < len(tokens) and tokens[at + 1] == "##":
+                made = [*_scope_before(tokens, at, places), places.get(token, token)]
+                while at + 2 < len(tokens) and tokens[at + 1] == "##":
+                    made.append(places.get(tokens[at + 2], tokens[at + 2]))
+                    at += 2
+                if tokens[at + 1 : at + 2] == ["("] or "__VA_ARGS__" in places:
+                    return None
+                found[tuple(made)] = None
+            elif token in self.pasting and tokens[at + 1 : at + 2] == ["("]:
+                inner = self._find_pastes(token, i, seen, within | {name})
+                if inner is None:
+                    return None
+                arguments = _arguments(tokens, at + 2)
+                scope = _scope_before(tokens, at, places)
+                for paste in inner:
+                    filled = self._within(paste, arguments, places, i, seen)
+                    if filled is None:
+                        return None
+                    found[(*scope, *filled)] = None
+            at += 1
+        return tuple(found)
+
+    def _within(
+        self,
+        paste: Paste,
+        arguments: Sequence[Sequence[str]],
+        places: dict[str, int],
+        i: int,
+        seen: int,
+    ) -> Paste | None:
+        """A paste of an inner macro in terms of the outer one's parameters."""
+        made: list[str | int] = []
+        for part in paste:
+            if isinstance(part, str):
+                made.append(part)
+                continue
+            argument = arguments[part] if part < len(arguments) else ()
+            if len(argument) > 1:
+                return None
+            for token in argument:
+                macro = self.value(token, i, seen) if token not in places else None
+                if macro is not None and macro.params is None:
+                    token = macro.body.strip()
+                made.append(places.get(token, token))
+        return tuple(made)
+
+    def _by_expansion(self, i: int, name: str, seen: int) -> set[str]:
+        """The names in the expansions of a macro's calls, macros that paste nothing left alone."""
+        names: set[str] = set()
+
+        def lookup(word: str) -> Macro | None:
+            macro = self.value(word, i, seen)
+            if macro is None:
+                return None
+            names.add(word)
+            return macro if macro.params is None or word in self.pasting else None
+
+        for call in self._calls(i, name):
+            names.update(names_in(blank_literals(expand(call, lookup))))
+        return names
+
+    def _calls(self, i: int, name: str) -> list[str]:
+        """The different calls of a macro within an item."""
+        item = self._ordered.items[i]
+        code = self._project.text(self._ordered.paths[i])[item.begin : item.end]
+        calls: dict[str, None] = {}
+        for found in re.finditer(rf"\b{name}\s*\(", code):
+            depth = 0
+            for end in re.finditer(r"[()]", code[found.start() : found.start() + _MAX_CALL]):
+                depth += 1 if end.group() == "(" else -1
+                if depth == 0:
+                    calls[code[found.start() : found.start() + end.end()]] = None
+                    break
+            if len(calls) >= _MAX_CALLS:
+                break
+        return list(calls)
+
+
+def chain_of(item: Item) -> str:
+    """The name that a macro stands for, where it is one: `#define NAMESPACE rocksdb`."""
+    if "function" in item.flags or len(item.uses) != 1:
+        return ""
+    return item.uses[0]
+
+
+def _scope_before(tokens: Sequence[str], at: int, places: dict[str, int]) -> Paste:
+    """The `a::b::` that stands before a token."""
+    start = at
+    while start >= 3 and tokens[start - 1] == tokens[start - 2] == ":":
+        if not _WORD.match(tokens[start - 3]):
+            break
+        start -= 3
+    return tuple(places.get(token, token) for token in tokens[start:at])
+
+
+def _is_constant(paste: Paste) -> bool:
+    return all(isinstance(part, str) for part in paste)
+
+
+def _filled(paste: Paste, arguments: Sequence[str]) -> Iterable[str]:
+    for part in paste:
+        if isinstance(part, str):
+            yield part
+        elif part < len(arguments):
+            yield arguments[part]
+
+
+def _split(code: str) -> list[str]:
+    """The arguments of a call, at commas outside of parentheses."""
+    return ["".join(argument).strip() for argument in _arguments(tokens_of(code), 0)]
+
+
+def _arguments(tokens: Sequence[str], at: int) -> list[list[str]]:
+    """The arguments of a call from the token after its parenthesis on."""
+    arguments: list[list[str]] = [[]]
+    depth = 0
+    for token in tokens[at:]:
+        if token in ("(", "[", "{"):
+            depth += 1
+        elif token in (")", "]", "}"):
+            depth -= 1
+            if depth < 0:
+                break
+        elif token == "," and depth == 0:
+            arguments.append([])
+            continue
+        arguments[-1].append(token)
+    return arguments

@@ -1,0 +1,59 @@
+"""All items of a project in its one order, each with the scope it really stands in."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+from nanochat_chunker.slicing.items import Frame, Item
+from nanochat_chunker.slicing.project import Configured
+
+
+class Ordered:
+    """Items by their place in the order, which is their id everywhere else.
+
+    `paths`, `bits` and `qualifiers` give for each item its file, the place of that file in sets
+    of files, and the scope as it is written before a name.
+    """
+
+    def __init__(self, project: Configured) -> None:
+        self.project = project
+        self.items: list[Item] = []
+        self.paths: list[str] = []
+        self.by_path: dict[str, list[int]] = defaultdict(list)
+        textual = _textual(project)
+        for path, item, outer in project.ordered():
+            if path in textual:
+                continue
+            if outer:
+                item = replace(item, scope=outer + item.scope)
+            self.by_path[path].append(len(self.items))
+            self.items.append(self._scoped(item))
+            self.paths.append(path)
+        self.bits = [project.bit[path] for path in self.paths]
+        self.qualifiers = [item.qualifier for item in self.items]
+
+    def _scoped(self, item: Item) -> Item:
+        """An item whose namespaces are not named by macros."""
+        if any(self.project.defines(frame.name) for frame in item.scope if frame.name):
+            item.scope = tuple(self._frame(frame) for frame in item.scope)
+        return item
+
+    def _frame(self, frame: Frame) -> Frame:
+        name = frame.name
+        macro = self.project.macro(name, -1) if name else None
+        if macro is None or macro.params is not None or not macro.body:
+            return frame
+        return Frame(frame.opener.replace(name, macro.body), macro.body)
+
+
+def _textual(project: Configured) -> frozenset[str]:
+    """Files that are only ever included within an item (lists for macros): no items of it."""
+    inner: set[str] = set()
+    outer: set[str] = set()
+    for path, file in project.files.items():
+        tops = {item.begin for item in file.items if item.kind == "include"}
+        for event in file.events:
+            if event.kind == "include":
+                target = project.resolve(path, str(event.value), event.extra)
+                if target is not None:
+                    (outer if event.start in tops else inner).add(target)
+    return frozenset(inner - outer)
