@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from nanochat_chunker.slicing import FileIndex, Slice, SliceOptions
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.ladder import Ladder
+from nanochat_chunker.slicing.model import Told
 from nanochat_chunker.slicing.project import Configured
 
 
@@ -17,9 +18,12 @@ class ProjectSlicer:
         read_text: Callable[[str], str],
         options: SliceOptions,
         measure: Callable[[str], int],
+        told: Told | None = None,
+        graph: Callable[[Configured], Graph] = Graph,
     ) -> None:
-        self._project = Configured(files, read_text, options.project)
-        self._ladder = Ladder(Graph(self._project), options, measure)
+        """`told` is what a compiler says of the files, `graph` makes of them what needs what."""
+        self._project = Configured(files, read_text, options.project, told)
+        self._ladder = Ladder(graph(self._project), options, measure)
 
     def skipped(self, path: str) -> str:
         """Why a file is the root of no document; '' where it may be."""

@@ -163,7 +163,7 @@ class Graph:
                 names.update(self._inner_names(i))
             if item.owner:
                 names.add(item.owner)
-            found = self._decl[i] = self.resolve(i, names)
+            found = self._decl[i] = self.needs(i, names, "declaration")
         return found
 
     def body(self, i: int) -> tuple[int, ...]:
@@ -174,14 +174,21 @@ class Graph:
             names = set(item.body_uses)
             for member in _flatten(item.members):
                 names.update(member.body_uses)
-            found = self._body[i] = self.resolve(i, names)
+            found = self._body[i] = self.needs(i, names, "body")
         return found
+
+    def needs(self, i: int, names: Iterable[str], part: str) -> tuple[int, ...]:
+        """What a part of an item needs: its declaration, its body, or the head of a class.
+
+        The place where facts other than names come in.
+        """
+        return self.resolve(i, names)
 
     def resolve_head(self, i: int) -> tuple[int, ...]:
         """What the head of a class names, its members aside."""
         found = self._heads.get(i)
         if found is None:
-            found = self._heads[i] = self.resolve(i, self.items[i].uses)
+            found = self._heads[i] = self.needs(i, self.items[i].uses, "head")
         return found
 
     def types(self, j: int) -> tuple[int, ...]:
