@@ -10,7 +10,7 @@ from nanochat_chunker import __version__
 
 FORMAT = 2
 # What has a say in the documents, where it is installed.
-_PACKAGES = ("pyarrow", "detect-secrets", "rensa")
+_PACKAGES = ("pyarrow", "detect-secrets", "rensa", "libclang")
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Account:
     notes: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
     projects: dict[str, ProjectAccount] = field(default_factory=dict)
+    semantic: dict[str, Any] | None = None  # what libclang made of the files, where it was asked
 
 
 def build_manifest(
@@ -51,6 +52,7 @@ def build_manifest(
     `lengths` counts all documents by their tokens, `validation` those held out.
     """
     train = lengths - validation
+    semantic = {} if account.semantic is None else {"semantic": account.semantic}
     return {
         "program": program,
         "format": FORMAT,
@@ -65,6 +67,7 @@ def build_manifest(
             "notes": _sorted(account.notes),
             "redacted": _sorted(account.redacted),
         },
+        **semantic,
         "documents": {
             "train": train.total(),
             "validation": validation.total(),

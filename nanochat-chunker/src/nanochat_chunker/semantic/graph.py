@@ -1,0 +1,192 @@
+"""What each item needs by libclang's facts, in place of names where there are facts."""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from nanochat_chunker.semantic.facts import ELSEWHERE, FileFacts, Place
+from nanochat_chunker.slicer import ProjectSlicer
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.model import FileIndex, SliceOptions, Told
+from nanochat_chunker.slicing.project import Configured
+
+_WORD = re.compile(r"~?\s*([A-Za-z_]\w*)")
+# What makes a name visible and is no referent of it: the compiler looks through it.
+# Nor does it tell of macros within macros.
+_OPENS = frozenset(("using", "namespace", "define"))
+_BEFORE = frozenset(("prototype", "forward", "extern"))
+_MEMBERS = frozenset(("function", "prototype", "variable"))
+_MAX_BEFORE = 8  # declarations of one thing that come along with its definition
+
+
+def semantic_slicer(
+    indexes: Sequence[FileIndex],
+    facts: Mapping[str, FileFacts],
+    read_text: Callable[[str], str],
+    options: SliceOptions,
+    measure: Callable[[str], int],
+) -> ProjectSlicer:
+    """The slicer of a project by the facts of its files, those that fell back among them."""
+    told = told_by(facts, indexes)
+    return ProjectSlicer(
+        indexes, read_text, options, measure, told, lambda project: SemanticGraph(project, facts)
+    )
+
+
+def told_by(facts: Mapping[str, FileFacts], indexes: Iterable[FileIndex]) -> Told:
+    """What the facts decide of the configuration."""
+    included: dict[tuple[str, str, bool], str | None] = {}
+    for index in indexes:
+        each = facts.get(index.path)
+        targets = dict(each.includes) if each is not None else {}
+        for event in index.events:
+            # Facts name the place of the `#`, events that of the line.
+            if event.kind == "include" and (known := _between(targets, event.start, event.end)):
+                included[index.path, str(event.value), event.extra] = known
+    return Told({path: each.skipped for path, each in facts.items()}, included)
+
+
+def _between(targets: Mapping[int, str], start: int, end: int) -> str:
+    return next((path for at, path in targets.items() if start <= at < end), "")
+
+
+class SemanticGraph(Graph):
+    """A graph in which references say what an item needs.
+
+    Names decide as before where clang has no say: in items with errors, in files that fell back,
+    and for the names that it could not resolve, such as those that depend on template parameters.
+    """
+
+    def __init__(self, project: Configured, facts: Mapping[str, FileFacts]) -> None:
+        self._facts = {path: each for path, each in facts.items() if not each.fallback}
+        super().__init__(project)
+        self._begins = {
+            path: [self.items[i].begin for i in ids] for path, ids in self.by_path.items()
+        }
+        self._redeclared: dict[str, list[int]] = defaultdict(list)  # by USR
+        self._usrs: dict[Place, str] = {}
+        self._own: dict[int, list[str]] = defaultdict(list)
+        for path, each in self._facts.items():
+            for declared in each.declared:
+                i = self.item_at(Place(path, declared.offset))
+                if i >= 0 and declared.usr:
+                    self._usrs[Place(path, declared.offset)] = declared.usr
+                    self._redeclared[declared.usr].append(i)
+                    self._own[i].append(declared.usr)
+        for ids in self._redeclared.values():
+            ids.sort()
+
+    def item_at(self, place: Place) -> int:
+        """The item that holds a place, or -1."""
+        begins = self._begins.get(place.path)
+        if not begins:
+            return -1
+        at = bisect_right(begins, place.offset) - 1
+        if at < 0:
+            return -1
+        i = self.by_path[place.path][at]
+        return i if place.offset < self.items[i].end else -1
+
+    def needs(self, i: int, names: Iterable[str], part: str) -> tuple[int, ...]:
+        names = set(names)
+        facts = self._facts.get(self.paths[i])
+        item = self.items[i]
+        if facts is None or _any_in(facts.errors, item.begin, item.end):
+            return self.resolve(i, names)
+        if item.kind == "define":
+            # What its expansion means is known where it is expanded.
+            return self.resolve(i, {name for name in names if name in self.symbols.macros})
+        found: set[int] = set()
+        covered: set[str] = set()
+        text = self.project.text(self.paths[i])
+        for begin, end in _spans(item, part):
+            for n in range(bisect_left(facts.offsets, begin), bisect_left(facts.offsets, end)):
+                word = _WORD.match(text, facts.offsets[n])
+                if word is not None:
+                    covered.add(word[1])
+                target = facts.targets[n]
+                if target != ELSEWHERE:
+                    found.update(self._meant(i, facts.places[target - 1]))
+        if part != "body":
+            found.update(self._declared_before(i))
+        open_names = {
+            name for name in names if name.rpartition("::")[2].lstrip("~.") not in covered
+        }
+        if "inner" in item.flags:
+            open_names = names
+        found.update(self.resolve(i, open_names))
+        found.update(j for j in self.resolve(i, names - open_names) if self.items[j].kind in _OPENS)
+        found.discard(i)
+        return tuple(sorted(found))
+
+    def _meant(self, i: int, place: Place) -> list[int]:
+        """The items that a reference from item `i` to a declaration needs."""
+        j = self.item_at(place)
+        if j < 0 or j == i:
+            return []
+        if self.items[j].owner and self.items[j].kind in _MEMBERS:
+            # Declared in its class; the class is what a use of it needs.
+            return self._class_of(j)
+        usr = self._usrs.get(place)
+        if usr is None:
+            return [j]
+        seen = self.context(self.paths[i])
+        group = [k for k in self._redeclared[usr] if k == j or seen >> self.bits[k] & 1]
+        return [k for k in self._choose(i, group) if k != i]
+
+    def _class_of(self, j: int) -> list[int]:
+        """The class of a member that is defined out of line."""
+        named = self.symbols.table.get(self.symbols.owner_of(self.items[j]), ())
+        classes = [k for k in named if self.items[k].kind == "class"]
+        return classes[-1:] if classes else [j]
+
+    def _declared_before(self, i: int) -> Iterator[int]:
+        """What declared the same before: it may hold default arguments and attributes."""
+        seen = self.context(self.paths[i])
+        for usr in self._own.get(i, ()):
+            before = [
+                j
+                for j in self._redeclared[usr]
+                if j < i and self.items[j].kind in _BEFORE and seen >> self.bits[j] & 1
+            ]
+            yield from before[-_MAX_BEFORE:]
+
+
+def _any_in(places: tuple[int, ...], begin: int, end: int) -> bool:
+    at = bisect_left(places, begin)
+    return at < len(places) and places[at] < end
+
+
+def _spans(item: Item, part: str) -> Iterator[tuple[int, int]]:
+    """The stretches of text that make up a part of an item."""
+    if item.kind == "class" and item.members:
+        if part == "head":
+            yield from _without(item.begin, item.end, ((m.begin, m.end) for m in item.members))
+        elif part == "body":
+            yield from _bodies(item.members)
+        else:
+            yield from _without(item.begin, item.end, _bodies(item.members))
+    elif item.kind == "function" and item.tail >= 0 and not item.needs_body:
+        yield (item.tail, item.end) if part == "body" else (item.begin, item.tail)
+    elif part != "body" or item.kind == "call":
+        yield item.begin, item.end
+
+
+def _bodies(members: Iterable[Item]) -> Iterator[tuple[int, int]]:
+    for member in members:
+        if member.members:
+            yield from _bodies(member.members)
+        elif member.kind == "function" and member.tail >= 0 and not member.needs_body:
+            yield member.tail, member.end
+
+
+def _without(begin: int, end: int, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    at = begin
+    for left, right in holes:
+        if left > at:
+            yield at, left
+        at = max(at, right)
+    if at < end:
+        yield at, end
