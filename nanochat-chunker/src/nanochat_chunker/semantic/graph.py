@@ -16,9 +16,7 @@ _WORD = re.compile(r"~?\s*([A-Za-z_]\w*)")
 # What makes a name visible and is no referent of it: the compiler looks through it.
 # Nor does it tell of macros within macros.
 _OPENS = frozenset(("using", "namespace", "define"))
-_BEFORE = frozenset(("prototype", "forward", "extern"))
 _MEMBERS = frozenset(("function", "prototype", "variable"))
-_MAX_BEFORE = 8  # declarations of one thing that come along with its definition
 
 
 def semantic_slicer(
@@ -67,14 +65,12 @@ class SemanticGraph(Graph):
         }
         self._redeclared: dict[str, list[int]] = defaultdict(list)  # by USR
         self._usrs: dict[Place, str] = {}
-        self._own: dict[int, list[str]] = defaultdict(list)
         for path, each in self._facts.items():
             for declared in each.declared:
                 i = self.item_at(Place(path, declared.offset))
                 if i >= 0 and declared.usr:
                     self._usrs[Place(path, declared.offset)] = declared.usr
                     self._redeclared[declared.usr].append(i)
-                    self._own[i].append(declared.usr)
         for ids in self._redeclared.values():
             ids.sort()
 
@@ -109,8 +105,6 @@ class SemanticGraph(Graph):
                 target = facts.targets[n]
                 if target != ELSEWHERE:
                     found.update(self._meant(i, facts.places[target - 1]))
-        if part != "body":
-            found.update(self._declared_before(i))
         open_names = {
             name for name in names if name.rpartition("::")[2].lstrip("~.") not in covered
         }
@@ -132,26 +126,20 @@ class SemanticGraph(Graph):
         usr = self._usrs.get(place)
         if usr is None:
             return [j]
-        seen = self.context(self.paths[i])
-        group = [k for k in self._redeclared[usr] if k == j or seen >> self.bits[k] & 1]
-        return [k for k in self._choose(i, group) if k != i]
+        # The last declaration that clang knows of may be one that the file itself does not see.
+        path = self.paths[i]
+        for seen in (self.project.closure[path], self.context(path)):
+            group = [k for k in self._redeclared[usr] if seen >> self.bits[k] & 1]
+            chosen = [k for k in self._choose(i, group) if k != i] if group else []
+            if chosen:
+                return chosen
+        return [j]
 
     def _class_of(self, j: int) -> list[int]:
         """The class of a member that is defined out of line."""
         named = self.symbols.table.get(self.symbols.owner_of(self.items[j]), ())
         classes = [k for k in named if self.items[k].kind == "class"]
         return classes[-1:] if classes else [j]
-
-    def _declared_before(self, i: int) -> Iterator[int]:
-        """What declared the same before: it may hold default arguments and attributes."""
-        seen = self.context(self.paths[i])
-        for usr in self._own.get(i, ()):
-            before = [
-                j
-                for j in self._redeclared[usr]
-                if j < i and self.items[j].kind in _BEFORE and seen >> self.bits[j] & 1
-            ]
-            yield from before[-_MAX_BEFORE:]
 
 
 def _any_in(places: tuple[int, ...], begin: int, end: int) -> bool:

@@ -7,7 +7,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from ctypes import byref, c_char_p, c_uint, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from nanochat_chunker.semantic.facts import ELSEWHERE, Declared, FileFacts, Plac
 # clang-c/Index.h: enum CXCursorKind
 _NAMESPACE, _LINKAGE, _UNEXPOSED = 22, 23, 1
 _MACRO_DEFINITION, _MACRO_EXPANSION, _INCLUSION = 501, 502, 503
-_OVERLOADED = 49
+_OVERLOADED, _FRIEND = 49, 603
 _NAMED = frozenset((43, 45, 46, 47, 49, 50, 101, 102))  # references that stand at a name
 # Calls are of constructors, conversions and operators too; then concepts, packs.
 _REFERENCES = _NAMED | {103, 143, 155}
@@ -129,6 +129,7 @@ class _Reader:
     def _walk(self, handle: c_void_p) -> None:
         library = self._library
         visit, referenced = library.clang_visitChildren, library.clang_getCursorReferenced
+        canonical = library.clang_getCanonicalCursor
         gathered, wanted = self._gathered, self._wanted
         locate, place, offset = self._locate, self._place, self._offset
 
@@ -140,7 +141,7 @@ class _Reader:
             else:
                 found.targets.append(found.places.setdefault(target, len(found.places) + 1))
 
-        def inner(cursor: Cursor, _parent: Cursor, _data: Any) -> int:
+        def inner(cursor: Cursor, parent: Cursor, _data: Any) -> int:
             kind = cursor.kind
             if kind in _REFERENCES:
                 path = locate(cursor)
@@ -148,8 +149,8 @@ class _Reader:
                     at = offset.value
                     gathered[path].compiled.add(at)
                     if kind == _OVERLOADED:
-                        for n in range(library.clang_getNumOverloadedDecls(cursor)):
-                            note(path, at, place(library.clang_getOverloadedDecl(cursor, n)))
+                        for other in self._overloads(cursor):
+                            note(path, at, place(other))
                     else:
                         other = referenced(cursor)
                         if other.data[0] is not None:
@@ -157,7 +158,12 @@ class _Reader:
             elif kind in _NAMES_SOMETHING:
                 path = locate(cursor)
                 if path in wanted:
-                    note(path, offset.value, None)
+                    at = offset.value
+                    first = place(canonical(cursor)) if kind in _DECLARED else None
+                    # A friend, or a function declared in another, is that of the namespace. Of
+                    # some friends in templates clang does not say so: names must.
+                    if parent.kind != _FRIEND or first != (path, at):
+                        note(path, at, first)
             return RECURSE
 
         def outer(cursor: Cursor, _parent: Cursor, _data: Any) -> int:
@@ -179,11 +185,22 @@ class _Reader:
                     usr = library.text(library.clang_getCursorUSR(cursor))
                     definition = bool(library.clang_isCursorDefinition(cursor))
                     gathered[path].declared.append(Declared(at, usr, definition))
+                    first = place(canonical(cursor))
+                    if first is not None and first != (path, at):
+                        note(path, at, first)
                 visit(cursor, in_declaration, None)
             return CONTINUE
 
         in_declaration = Visitor(inner)
         visit(library.clang_getTranslationUnitCursor(handle), Visitor(outer), None)
+
+    def _overloads(self, cursor: Cursor) -> Iterator[Cursor]:
+        """What a name in a template may mean. Of an operator that would be all there are."""
+        library = self._library
+        if library.text(library.clang_getCursorSpelling(cursor)).startswith("operator"):
+            return
+        for number in range(library.clang_getNumOverloadedDecls(cursor)):
+            yield library.clang_getOverloadedDecl(cursor, number)
 
     def _place(self, cursor: Cursor) -> Place | None:
         """Where a declaration of the project names itself."""

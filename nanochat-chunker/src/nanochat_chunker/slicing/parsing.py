@@ -431,15 +431,16 @@ class _Parser:
         ):
             return False
         macro = self.lookup(name)
+        what = None
         if macro is not None and macro.params is not None:
             what = self._macro_text(self._expand_at(name, end))
             if isinstance(what, list):
                 return what
-            if what == "call":
-                return True
         following = self.clean[end : end + 400]
         stripped = following.lstrip()
         first = stripped[:1]
+        if what == "call" and first != ";":
+            return True
         if first in (";", "{", "-", ".", "=", ",", ")", ":", "[", "<", "@"):
             return False
         if macro is None:
