@@ -20,10 +20,13 @@ class ProjectSlicer:
         measure: Callable[[str], int],
         told: Told | None = None,
         graph: Callable[[Configured], Graph] = Graph,
+        ladder: Callable[[Graph, SliceOptions, Callable[[str], int]], Ladder] = Ladder,
     ) -> None:
-        """`told` is what a compiler says of the files, `graph` makes of them what needs what."""
+        """`told` is what a compiler says of the files, `graph` makes of them what needs what, and
+        `ladder` the documents."""
         self._project = Configured(files, read_text, options.project, told)
-        self._ladder = Ladder(graph(self._project), options, measure)
+        self.graph = graph(self._project)
+        self._ladder = ladder(self.graph, options, measure)
 
     def skipped(self, path: str) -> str:
         """Why a file is the root of no document; '' where it may be."""

@@ -180,20 +180,23 @@ def arguments_of(
     """The arguments for the file at `path`. `beside` names a file whose command a header takes."""
     suffix = PurePosixPath(path).suffix.lower()
     language = _LANGUAGES.get(suffix, "c++")
-    standard = "-std=c17" if language == "c" else "-std=c++20"
-    stated = [*headers.arguments(), *_ALWAYS, *_stated(language)]
+    stated = stated_arguments(language, headers)
     own = commands.by_path.get(path)
     if own is None and (other := beside(path)) is not None:
         own = commands.by_path.get(other)
-    start = ["-x", language, standard]
     if own is not None:
-        return [*start, *own, *stated]
-    found = [*start]
+        return [*stated, *own]
+    found = list(stated)
     for flag, folders in (("-I", defaults.folders), ("-iquote", defaults.quoted)):
         for folder in folders:
             found += [flag, str(root / folder) if folder else str(root)]
-    found += [f"-D{define}" for define in defaults.defines]
-    return [*found, *stated]
+    return [*found, *(f"-D{define}" for define in defaults.defines)]
+
+
+def stated_arguments(language: str, headers: BuiltinHeaders) -> list[str]:
+    """Those of the stated configuration, of C++ or C."""
+    standard = "-std=c17" if language == "c" else "-std=c++20"
+    return ["-x", language, standard, *headers.arguments(), *_ALWAYS, *_stated(language)]
 
 
 def _stated(language: str) -> list[str]:

@@ -10,10 +10,14 @@ ELSEWHERE = 0  # the number of what lies outside of the project
 
 
 class Place(NamedTuple):
-    """Where a declaration names what it declares."""
+    """Where a declaration names what it declares, and what that is.
+
+    A class may be known only by a friend declaration in another: `usr` finds its others.
+    """
 
     path: str
     offset: int  # in characters of the text
+    usr: str = ""  # of what may be declared again
 
 
 class Declared(NamedTuple):

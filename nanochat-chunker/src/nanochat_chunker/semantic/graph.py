@@ -5,10 +5,13 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from nanochat_chunker.semantic.checking import Checker
 from nanochat_chunker.semantic.facts import ELSEWHERE, FileFacts, Place
+from nanochat_chunker.semantic.mending import CheckedLadder
 from nanochat_chunker.slicer import ProjectSlicer
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.ladder import Ladder
 from nanochat_chunker.slicing.model import FileIndex, SliceOptions, Told
 from nanochat_chunker.slicing.project import Configured
 
@@ -25,12 +28,22 @@ def semantic_slicer(
     read_text: Callable[[str], str],
     options: SliceOptions,
     measure: Callable[[str], int],
+    checker: Checker | None = None,
 ) -> ProjectSlicer:
     """The slicer of a project by the facts of its files, those that fell back among them."""
     told = told_by(facts, indexes)
+
+    def ladder(graph: Graph, options: SliceOptions, measure: Callable[[str], int]) -> Ladder:
+        return (
+            CheckedLadder(graph, options, measure, checker)
+            if checker
+            else Ladder(graph, options, measure)
+        )
+
     return ProjectSlicer(
-        indexes, read_text, options, measure, told, lambda project: SemanticGraph(project, facts)
-    )
+        indexes, read_text, options, measure, told,
+        lambda project: SemanticGraph(project, facts), ladder,
+    )  # fmt: skip
 
 
 def told_by(facts: Mapping[str, FileFacts], indexes: Iterable[FileIndex]) -> Told:
@@ -64,12 +77,12 @@ class SemanticGraph(Graph):
             path: [self.items[i].begin for i in ids] for path, ids in self.by_path.items()
         }
         self._redeclared: dict[str, list[int]] = defaultdict(list)  # by USR
-        self._usrs: dict[Place, str] = {}
+        self._usrs: dict[tuple[str, int], str] = {}
         for path, each in self._facts.items():
             for declared in each.declared:
                 i = self.item_at(Place(path, declared.offset))
-                if i >= 0 and declared.usr:
-                    self._usrs[Place(path, declared.offset)] = declared.usr
+                if i >= 0 and declared.usr and not self._is_member(i):
+                    self._usrs[path, declared.offset] = declared.usr
                     self._redeclared[declared.usr].append(i)
         for ids in self._redeclared.values():
             ids.sort()
@@ -118,13 +131,15 @@ class SemanticGraph(Graph):
     def _meant(self, i: int, place: Place) -> list[int]:
         """The items that a reference from item `i` to a declaration needs."""
         j = self.item_at(place)
-        if j < 0 or j == i:
+        if j < 0 or (j == i and place.usr not in self._redeclared):
             return []
-        if self.items[j].owner and self.items[j].kind in _MEMBERS:
+        if self._is_member(j):
             # Declared in its class; the class is what a use of it needs.
             return self._class_of(j)
-        usr = self._usrs.get(place)
-        if usr is None:
+        usr = place.usr
+        if usr not in self._redeclared:  # of an instantiation: that of its template
+            usr = self._usrs.get((place.path, place.offset), "")
+        if not usr:
             return [j]
         # The last declaration that clang knows of may be one that the file itself does not see.
         path = self.paths[i]
@@ -133,13 +148,23 @@ class SemanticGraph(Graph):
             chosen = [k for k in self._choose(i, group) if k != i] if group else []
             if chosen:
                 return chosen
-        return [j]
+        return [j] if j != i else []
+
+    def _is_member(self, i: int) -> bool:
+        """Whether an item is a member of a class, defined out of line."""
+        item = self.items[i]
+        return item.kind in _MEMBERS and bool(item.owner)
 
     def _class_of(self, j: int) -> list[int]:
         """The class of a member that is defined out of line."""
-        named = self.symbols.table.get(self.symbols.owner_of(self.items[j]), ())
-        classes = [k for k in named if self.items[k].kind == "class"]
-        return classes[-1:] if classes else [j]
+        owner = self.symbols.owner_of(self.items[j])
+        while owner:  # outwards: nested classes are no items
+            named = self.symbols.table.get(owner, ())
+            classes = [k for k in named if self.items[k].kind == "class"]
+            if classes:
+                return classes[-1:]
+            owner = owner.rpartition("::")[0]
+        return []
 
 
 def _any_in(places: tuple[int, ...], begin: int, end: int) -> bool:

@@ -162,7 +162,7 @@ class _Reader:
                     first = place(canonical(cursor)) if kind in _DECLARED else None
                     # A friend, or a function declared in another, is that of the namespace. Of
                     # some friends in templates clang does not say so: names must.
-                    if parent.kind != _FRIEND or first != (path, at):
+                    if parent.kind != _FRIEND or first is None or first[:2] != (path, at):
                         note(path, at, first)
             return RECURSE
 
@@ -186,7 +186,7 @@ class _Reader:
                     definition = bool(library.clang_isCursorDefinition(cursor))
                     gathered[path].declared.append(Declared(at, usr, definition))
                     first = place(canonical(cursor))
-                    if first is not None and first != (path, at):
+                    if first is not None and first[:2] != (path, at):
                         note(path, at, first)
                 visit(cursor, in_declaration, None)
             return CONTINUE
@@ -208,8 +208,11 @@ class _Reader:
         if cursor.kind in _UNTARGETED or address is None:
             return None
         if address not in self._symbols:
-            path = self._locate(cursor)
-            self._symbols[address] = Place(path, self._offset.value) if path else None
+            path, at = self._locate(cursor), self._offset.value
+            usr = ""
+            if path and cursor.kind in _DECLARED:
+                usr = self._library.text(self._library.clang_getCursorUSR(cursor))
+            self._symbols[address] = Place(path, at, usr) if path else None
         return self._symbols[address]
 
     def _diagnose(self, handle: c_void_p) -> None:

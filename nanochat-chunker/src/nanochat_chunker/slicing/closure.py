@@ -51,6 +51,19 @@ class Closure:
                     self._waiting.discard(j)
                     self._need(j, 0)
 
+    def need(self, ids: Iterable[int], *, whole: bool = False) -> None:
+        """Takes in what the roots turn out to need beside what the graph knows."""
+        for j in ids:
+            if whole:
+                self._take(j, FULL, 0)
+            else:
+                self._need(j, 0)
+        self.add(())
+
+    def sees(self, j: int) -> bool:
+        """Whether an item is in a file that the roots' file sees."""
+        return bool(self._seen >> self.graph.bits[j] & 1)
+
     def save(self) -> tuple[int, int, int, frozenset[int]]:
         """A mark to which `restore` goes back."""
         return len(self._journal), len(self.roots), self.size, frozenset(self._waiting)

@@ -66,6 +66,7 @@ class Ladder:
                     break
             closure.limit = limit
             if closure.size > limit:
+                yield from self._too_large(path, roots[at], limit)
                 at += 1
                 continue
             stop = at + 1
@@ -86,6 +87,10 @@ class Ladder:
             if slice_ is not None:
                 yield slice_
             at = stop
+
+    def _too_large(self, path: str, root: int, limit: float) -> Iterator[Slice]:
+        """What becomes of a root that needs more than the budget: nothing here."""
+        yield from ()
 
     def _write(self, closure: Closure, roots: Sequence[int], rung: str) -> Slice | None:
         graph = self._graph

@@ -69,7 +69,7 @@ class Renderer:
                 out.append("\n")
             if item.kind in ("namespace", "directive"):
                 out.append(self._declare_namespace(i, opened))
-            out.append(self._text(i, level[i]))
+            out.append(self.text_of(i, level[i]))
             last = i
         _switch(out, scope, ())
         text = "".join(out)
@@ -102,7 +102,8 @@ class Renderer:
             return f"{opening} {'}' * len(parts)}\n"
         return ""
 
-    def _text(self, i: int, level: str) -> str:
+    def text_of(self, i: int, level: str) -> str:
+        """An item as it stands in a document, with its line's end."""
         text = self._texts.get((i, level))
         if text is None:
             text = _text(self._graph, i, level).strip("\n") + "\n"
