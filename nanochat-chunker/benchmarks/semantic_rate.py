@@ -29,7 +29,6 @@ from nanochat_chunker.tokens import ByteMeter
 from nanochat_chunker.verify.compiler import Outcome
 from nanochat_chunker.verify.reasons import reason
 
-
 KNOWN: dict[tuple[str, bool], Outcome] = {}  # documents of both ways and budgets are often equal
 
 
@@ -63,9 +62,7 @@ def compare(options, compiler) -> None:
     rng = random.Random(options.seed)
     for name, root in rng.sample(everything, min(options.sample, len(everything))):
         drawn[name].append(root)
-    print(
-        f"{len(everything)} documents at {options.draw_at or budgets[0]}, {sum(map(len, drawn.values()))} drawn"
-    )
+    print(f"{len(everything)} documents at {options.draw_at or budgets[0]}")
     rows: list[dict] = []
     spent: Counter[str] = Counter()
     fallback: Counter[str] = Counter()

@@ -124,6 +124,7 @@ def _slices(material: "_Material", items: Sequence[str]) -> Iterator[Made]:
         notes = Counter({f"decoded_{file.encoding}": 1} if file.encoding != "utf-8" else {})
         if not documents:
             notes["files_without_documents"] += 1
+        notes.update(material.slicer.take_notes())
         yield Made(documents, 1, file.size, notes)
 
 
@@ -198,10 +199,10 @@ def _material(order: SliceOrder) -> _Material:
         project=order.project.name,
     )
     if order.facts:
-        from nanochat_chunker.semantic import semantic_slicer
+        from nanochat_chunker.semantic import Checker, semantic_slicer
 
         read = {path: pickle.loads(value) for path, value in facts}
-        slicer = semantic_slicer(indexes, read, read_text, options, counted.units)
+        slicer = semantic_slicer(indexes, read, read_text, options, counted.units, Checker())
     else:
         slicer = ProjectSlicer(indexes, read_text, options, counted.units)
     shown = {show_path(path): file for path, file in files.items()}

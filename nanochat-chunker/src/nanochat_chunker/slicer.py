@@ -1,5 +1,6 @@
 """A project ready to be sliced, file by file: any process may take any of its files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from nanochat_chunker.slicing import FileIndex, Slice, SliceOptions
@@ -31,6 +32,12 @@ class ProjectSlicer:
     def skipped(self, path: str) -> str:
         """Why a file is the root of no document; '' where it may be."""
         return self._project.skipped(path)
+
+    def take_notes(self) -> Counter[str]:
+        """What there is to say of the documents made since the last call."""
+        notes = Counter(self._ladder.notes)
+        self._ladder.notes.clear()
+        return +notes
 
     def slices_of(self, path: str) -> Iterator[Slice]:
         return self._ladder.documents(path)

@@ -1,7 +1,7 @@
 """Documents that libclang has seen: what it misses is brought along, what it refuses left out."""
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
@@ -47,7 +47,6 @@ class CheckedLadder(Ladder):
             if item.kind != "include":
                 for name in item.names:
                     self._by_name[name].append(i)
-        self.notes: Counter[str] = Counter()
 
     def _write(self, closure: Closure, roots: Sequence[int], rung: str) -> Slice | None:
         best = super()._write(closure, roots, rung)

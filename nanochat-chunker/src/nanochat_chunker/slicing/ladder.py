@@ -1,5 +1,6 @@
 """Fitting documents to the budget: less detail, then fewer roots."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
@@ -33,6 +34,7 @@ class Ladder:
         self._budget = options.budget
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
+        self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
     def documents(self, path: str) -> Iterator[Slice]:
         """Those whose roots are the definitions of one file: one where it fits, else several."""
