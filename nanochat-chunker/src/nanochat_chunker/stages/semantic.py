@@ -51,8 +51,9 @@ def read_all(
     semantics = Semantics()
     projects = [_Project(corpus, choice, state, pool, index) for index in choice.order]
     for attempt in (0, 1):
+        progress.parsing(sum(len(project.units(attempt)) for project in projects))
         _run(
-            (job for project in projects for job in project.jobs(attempt)),
+            (job for project in projects for job in project.jobs(attempt, progress)),
             {project.index: project for project in projects}, pool, state, progress,
         )  # fmt: skip
     for project in projects:
@@ -73,9 +74,11 @@ def _run(
         match event:
             case Result(job, number, rows) if number < len(job.items):
                 projects[job.key[0]].take(job.key[1], job.items[number], rows)
+                progress.parsed(1)
             case Failure(job, number, reason, detail) if number < len(job.items):
                 unit = job.items[number]
                 projects[job.key[0]].fail(job.key[1], unit, reason)
+                progress.parsed(1)
                 progress.note(f"{unit.path}: libclang: {reason} {detail}".strip())
             case Done(_):
                 if state.tick():
@@ -115,15 +118,20 @@ class _Project:
         self._best: dict[str, tuple[tuple[bool, int, int], bytes, str]] = {}
         self._failed: dict[str, str] = {}
 
-    def jobs(self, attempt: int) -> Iterator[Job]:
-        """Those of all units, then those of the files that were not read well."""
-        units = self._units if attempt == 0 else self._again()
+    def units(self, attempt: int) -> list[UnitOrder]:
+        """All, then those of the files that were not read well."""
+        return self._units if attempt == 0 else self._again()
+
+    def jobs(self, attempt: int, progress: Progress) -> Iterator[Job]:
+        """For the units that no earlier run has read."""
         left = []
-        for unit in units:
+        for unit in self.units(attempt):
             known = self._state.get(_UNITS, self._unit_key(attempt, unit))
             if known is None:
                 left.append(unit)
-            elif isinstance(known, str):
+                continue
+            progress.parsed(1)
+            if isinstance(known, str):
                 self._failed[unit.path] = known
             else:
                 self._note(attempt, unit, known)
