@@ -2,7 +2,8 @@
 
 Roots are drawn from the documents without it at the largest budget; at each budget and each way the
 document counts that holds the root's definition, and one that is not there counts as failed. Only
-what the drawn files reach is read by libclang, which is why this takes minutes and not hours.
+what the drawn files reach is read by libclang, in the drawn files where they reach it: this takes an
+hour, all of it would take several.
 """
 
 import json
@@ -137,7 +138,8 @@ def read(folder, name, indexes, texts, slicer, wanted, spent):
         seen |= graph.context(path)
     needed = sorted(path for path, bit in graph.project.bit.items() if seen >> bit & 1)
     owners = {}
-    for unit in units_of({p: find_includes(t) for p, t in texts.items()}, short(name)):
+    includes = {path: find_includes(text) for path, text in texts.items()}
+    for unit in units_of(includes, short(name), first=wanted):
         owners.update(dict.fromkeys(unit.wanted, unit))
     facts = {}
     for unit in {owners[path].path: owners[path] for path in needed}.values():

@@ -1,6 +1,6 @@
 """Which translation unit reads which files of a project: each is read once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from nanochat_chunker.includes import Include, Resolver
@@ -17,12 +17,14 @@ class UnitOrder(NamedTuple):
     wanted: tuple[str, ...]
 
 
-def units_of(includes: Mapping[str, Sequence[Include]], project_name: str) -> list[UnitOrder]:
+def units_of(
+    includes: Mapping[str, Sequence[Include]], project_name: str, first: Collection[str] = ()
+) -> list[UnitOrder]:
     """Units that together reach all files of `includes` (path to what it includes).
 
     A header is read in the first unit that includes it, where it has what it needs before it, as
     the order of the project has it: sources by path, those that others include aside, and then the
-    headers that no source reaches.
+    headers that no source reaches. `first` are sources to take before the others.
     """
     resolver = Resolver(sorted(includes), project_name)
     targets = {
@@ -35,7 +37,7 @@ def units_of(includes: Mapping[str, Sequence[Include]], project_name: str) -> li
     }
     included = {target for path, found in targets.items() for target in found if target != path}
     sources = [path for path in targets if path.lower().endswith(SOURCES)]
-    sources.sort(key=lambda path: any(word in path.lower() for word in _LAST))
+    sources.sort(key=lambda path: (path not in first, any(w in path.lower() for w in _LAST)))
     free = [path for path in targets if path not in included]
     roots = [path for path in sources if path not in included]
     roots += [path for path in free if path not in set(roots)]
