@@ -2,8 +2,8 @@
 
 Roots are drawn from the documents without it at the largest budget; at each budget and each way the
 document counts that holds the root's definition, and one that is not there counts as failed. Only
-what the drawn files reach is read by libclang, in the drawn files where they reach it: this takes an
-hour, all of it would take several.
+what the drawn files reach is read by libclang, in the drawn files where they reach it: this takes
+an hour, all of it would take several.
 """
 
 import json

@@ -200,7 +200,9 @@ def _material(order: SliceOrder) -> _Material:
     )
     if order.facts:
         from nanochat_chunker.semantic import Checker, semantic_slicer
+        from nanochat_chunker.semantic.tasks import forget
 
+        forget()
         read = {path: pickle.loads(value) for path, value in facts}
         slicer = semantic_slicer(indexes, read, read_text, options, counted.units, Checker())
     else:

@@ -48,6 +48,11 @@ def read_units(order: ReadOrder, items: Sequence[UnitOrder]) -> Iterator[list[Fa
     return _read(reader, items)
 
 
+def forget() -> None:
+    """Gives back the memory of the project that was read last."""
+    _reader.cache_clear()
+
+
 def _read(reader: ProjectReader, items: Sequence[UnitOrder]) -> Iterator[list[FactsRow]]:
     for unit in items:
         try:
