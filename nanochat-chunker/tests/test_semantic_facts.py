@@ -60,6 +60,15 @@ def test_macros_bring_what_they_expand_to_where_they_are_expanded(document):
     assert "unused" not in text
 
 
+def test_macros_that_macros_paste_together_come_along(document):
+    header = (
+        "#define IF_0(x)\n#define IF_1(x) x\n#define CHOOSE(n, x) IF_##n(x)\n"
+        "#define FIELD(n) CHOOSE(n, int field;)\n"
+    )
+    text = document({"a.h": header, "a.cc": '#include "a.h"\nstruct Row { FIELD(1) };\n'}, "Row")
+    assert "#define IF_1" in text
+
+
 def test_templates_come_with_their_specialisations(document):
     header = (
         "template <class T> struct Size { static constexpr int value = 0; };\n"

@@ -19,6 +19,8 @@ _WORD = re.compile(r"~?\s*([A-Za-z_]\w*)")
 # What makes a name visible and is no referent of it: the compiler looks through it.
 # Nor does it tell of macros within macros.
 _OPENS = frozenset(("using", "namespace", "define"))
+_PASTED = re.compile(r"([A-Za-z_]\w{3,})\s*##")
+_MAX_PASTED = 80  # macros of one beginning; more say nothing
 _MEMBERS = frozenset(("function", "prototype", "variable"))
 
 
@@ -76,6 +78,7 @@ class SemanticGraph(Graph):
         self._begins = {
             path: [self.items[i].begin for i in ids] for path, ids in self.by_path.items()
         }
+        self._macro_names: list[str] = []
         self._redeclared: dict[str, list[int]] = defaultdict(list)  # by USR
         self._usrs: dict[tuple[str, int], str] = {}
         for path, each in self._facts.items():
@@ -105,8 +108,10 @@ class SemanticGraph(Graph):
         if facts is None or _any_in(facts.errors, item.begin, item.end):
             return self.resolve(i, names)
         if item.kind == "define":
-            # What its expansion means is known where it is expanded.
-            return self.resolve(i, {name for name in names if name in self.symbols.macros})
+            # What its expansion means is known where it is expanded, macros within it aside.
+            inner = {name for name in names if name in self.symbols.macros}
+            inner.update(self._pasted_names(i))
+            return tuple(j for j in self.resolve(i, inner) if self.items[j].kind == "define")
         found: set[int] = set()
         covered: set[str] = set()
         text = self.project.text(self.paths[i])
@@ -127,6 +132,20 @@ class SemanticGraph(Graph):
         found.update(j for j in self.resolve(i, names - open_names) if self.items[j].kind in _OPENS)
         found.discard(i)
         return tuple(sorted(found))
+
+    def _pasted_names(self, i: int) -> Iterator[str]:
+        """The macros that a macro may make with `NAME_##x`, all that begin so."""
+        item = self.items[i]
+        if "pastes" not in item.flags:
+            return
+        text = self.project.text(self.paths[i])[item.begin : item.end]
+        if not self._macro_names:
+            self._macro_names = sorted(self.symbols.macros)
+        for prefix in set(_PASTED.findall(text)):
+            at = bisect_left(self._macro_names, prefix)
+            until = bisect_left(self._macro_names, prefix + "\x7f")
+            if until - at <= _MAX_PASTED:
+                yield from self._macro_names[at:until]
 
     def _meant(self, i: int, place: Place) -> list[int]:
         """The items that a reference from item `i` to a declaration needs."""
