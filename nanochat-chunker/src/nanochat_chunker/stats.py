@@ -65,6 +65,7 @@ def _counts(manifest: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
         ("Documents dropped", manifest["documents"]["dropped"]),
         ("Redacted", files["redacted"]),
         ("Noted", files["notes"]),
+        ("Sliced by names alone", manifest.get("semantic", {}).get("fallback", {})),
     ]
     shown = [(title, {k: v for k, v in counts.items() if v}) for title, counts in named]
     return [(title, counts) for title, counts in shown if counts]
