@@ -19,6 +19,7 @@ _WORD = re.compile(r"~?\s*([A-Za-z_]\w*)")
 # What makes a name visible and is no referent of it: the compiler looks through it.
 # Nor does it tell of macros within macros.
 _OPENS = frozenset(("using", "namespace", "define"))
+_FULL = re.compile(r"template\s*<\s*>")
 _PASTED = re.compile(r"([A-Za-z_]\w{3,})\s*##")
 _MAX_PASTED = 80  # macros of one beginning; more say nothing
 _MEMBERS = frozenset(("function", "prototype", "variable"))
@@ -132,6 +133,25 @@ class SemanticGraph(Graph):
         found.update(j for j in self.resolve(i, names - open_names) if self.items[j].kind in _OPENS)
         found.discard(i)
         return tuple(sorted(found))
+
+    def types(self, j: int) -> tuple[int, ...]:
+        """Those that must be there before a specialisation comes along unasked.
+
+        None for a partial one beside its template: it may be what decides, for whatever types.
+        """
+        item = self.items[j]
+        if "special" in item.flags and item.names and not self._is_full(j):
+            scope = self.qualifiers[j]
+            name = f"{scope}::{item.names[0]}" if scope else item.names[0]
+            for k in self.symbols.table.get(name, ()):
+                if self.paths[k] == self.paths[j] and "special" not in self.items[k].flags:
+                    return ()
+        return super().types(j)
+
+    def _is_full(self, j: int) -> bool:
+        """Whether a specialisation leaves no parameter open."""
+        text = self.project.text(self.paths[j])
+        return _FULL.match(text, self.items[j].begin) is not None
 
     def _pasted_names(self, i: int) -> Iterator[str]:
         """The macros that a macro may make with `NAME_##x`, all that begin so."""
