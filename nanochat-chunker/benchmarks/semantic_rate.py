@@ -52,7 +52,6 @@ def compare(options, compiler) -> None:
     meter = ByteMeter()
     budgets = sorted(options.budgets, reverse=True)
     print("builtin headers:", builtin_headers().origin)
-    drawn: dict[str, list] = defaultdict(list)
     everything = []
     for name in names(options.folder, options.only):
         texts = load(options.folder / name)
@@ -61,20 +60,28 @@ def compare(options, compiler) -> None:
         for path in sorted(texts):
             everything.extend((name, piece.root) for piece in slicer.slices_of(path))
     rng = random.Random(options.seed)
-    for name, root in rng.sample(everything, min(options.sample, len(everything))):
-        drawn[name].append(root)
-    print(f"{len(everything)} documents at {options.draw_at or budgets[0]}")
+    sample = rng.sample(everything, min(options.sample, len(everything)))
+    print(f"{len(everything)} documents at {options.draw_at or budgets[0]}", flush=True)
     rows: list[dict] = []
     spent: Counter[str] = Counter()
-    fallback: Counter[str] = Counter()
-    with ThreadPoolExecutor(options.workers) as pool:
-        for name, roots in sorted(drawn.items()):
-            rows += project(options, name, roots, budgets, meter, compiler, pool, spent, fallback)
+    facts: dict[str, dict] = defaultdict(dict)
+    # A first part is as random as the whole, and there sooner.
+    for part in (sample[: options.first], sample[options.first :]):
+        drawn: dict[str, list] = defaultdict(list)
+        for name, root in part:
+            drawn[name].append(root)
+        with ThreadPoolExecutor(options.workers) as pool:
+            for name, roots in sorted(drawn.items()):
+                rows += project(options, name, roots, facts[name], meter, compiler, pool, spent)
         for row in rows:
             row.update({k: v.result() for k, v in row.items() if isinstance(v, Future)})
-    report(rows, budgets, spent, fallback)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        if part:
+            fallback = Counter(
+                each.fallback or "read" for of in facts.values() for each in of.values()
+            )
+            report(rows, budgets, spent, fallback)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
 
 
 def plain_slicer(name, indexes, texts, budget, meter):
@@ -82,13 +89,13 @@ def plain_slicer(name, indexes, texts, budget, meter):
     return ProjectSlicer(indexes, texts.__getitem__, settings, meter.units)
 
 
-def project(options, name, roots, budgets, meter, compiler, pool, spent, fallback):
+def project(options, name, roots, facts, meter, compiler, pool, spent):
+    budgets = sorted(options.budgets, reverse=True)
     texts = load(options.folder / name)
     folder = options.folder / name
     indexes = {path: index_file(path, text) for path, text in texts.items()}
     slicer = plain_slicer(name, list(indexes.values()), texts, budgets[0], meter)
-    facts = read(folder, name, indexes, texts, slicer, {root.path for root in roots}, spent)
-    fallback.update(each.fallback or "read" for each in facts.values())
+    read(folder, name, indexes, texts, slicer, {root.path for root in roots}, facts, spent)
     checker = OnlyFor()
     rows = [
         {"project": short(name), "path": root.path, "name": root.name, "line": root.line,
@@ -123,8 +130,8 @@ def holding(slicer, root):
     return None
 
 
-def read(folder, name, indexes, texts, slicer, wanted, spent):
-    """The facts of what the files of the roots see, as a run over all would have them."""
+def read(folder, name, indexes, texts, slicer, wanted, facts, spent):
+    """Adds the facts of what the files of the roots see."""
     files = {
         path: SourceFile(
             index, texts[path].isascii() and (folder / path).stat().st_size == len(texts[path])
@@ -136,19 +143,19 @@ def read(folder, name, indexes, texts, slicer, wanted, spent):
     seen = 0
     for path in wanted:
         seen |= graph.context(path)
-    needed = sorted(path for path, bit in graph.project.bit.items() if seen >> bit & 1)
+    needed = sorted(
+        path for path, bit in graph.project.bit.items() if seen >> bit & 1 and path not in facts
+    )
     owners = {}
     includes = {path: find_includes(text) for path, text in texts.items()}
     for unit in units_of(includes, short(name), first=wanted):
         owners.update(dict.fromkeys(unit.wanted, unit))
-    facts = {}
     for unit in {owners[path].path: owners[path] for path in needed}.values():
         take(reader, unit, facts, texts, spent)
     for path in needed:
         known = facts.get(path)
         if owners[path].path != path and (known is None or known.fallback or known.errors):
             take(reader, UnitOrder(path, (path,)), facts, texts, spent)
-    return facts
 
 
 def take(reader, unit, facts, texts, spent):
@@ -185,7 +192,7 @@ def verdict(compiler, piece, options):
     return reason(done.diagnostics)
 
 
-def report(rows, budgets, spent, fallback):
+def report(rows, budgets, spent, fallback) -> None:
     total = len(rows)
     print("files read:", dict(fallback.most_common()))
     for budget in budgets:
@@ -214,4 +221,4 @@ def report(rows, budgets, spent, fallback):
     print(f"\nreading: {spent['units']} units, {spent['bytes'] / 1e6:.1f} MB in "
           f"{spent['reading']:.0f} s CPU, {rate:.3f} MB/s")  # fmt: skip
     for way in ("plain", "semantic"):
-        print(f"slicing, {way}: {spent[f'{way} slicing']:.0f} s CPU of this process")
+        print(f"slicing, {way}: {spent[f'{way} slicing']:.0f} s CPU of this process", flush=True)
