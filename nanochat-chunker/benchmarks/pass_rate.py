@@ -7,6 +7,8 @@ For each budget it draws documents at random from all projects, compiles each al
 fails, with the include folders of its project (guessed from the includes that its files resolve).
 The plain cut takes the files of the sampled roots, cuts each at blank lines outside of braces where
 it is longer than the budget, and compiles one random piece of each.
+
+With --semantic it compares slices with and without libclang instead: see semantic_rate.py.
 """
 
 import argparse
@@ -54,9 +56,17 @@ def main() -> None:
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--failures", type=Path, help="write the failing documents here")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--first", type=int, default=100, help="with --semantic: report these too")
+    parser.add_argument("--draw-at", type=int, help="with --semantic: the budget to draw roots at")
+    parser.add_argument("--semantic", action="store_true", help="compare the ways: semantic_rate")
     options = parser.parse_args()
     compiler = find_compiler(options.compiler)
     print(compiler.version)
+    if options.semantic:
+        from semantic_rate import compare
+
+        compare(options, compiler)
+        return
     meter = ByteMeter()
     documents: dict[int, list[tuple[str, object]]] = {budget: [] for budget in options.budgets}
     folders: dict[str, list[str]] = {}

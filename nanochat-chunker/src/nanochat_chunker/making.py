@@ -20,6 +20,9 @@ from nanochat_chunker.survey import Reading, Survey, read_again
 from nanochat_chunker.tokens import Meter, make_meter
 
 MATERIAL = "material"  # the stage under which a project's files for slicing are stored
+FACTS = "facts"  # and what libclang says of them
+
+Rows = Sequence[tuple[str, bytes]]  # by path
 
 
 class Made(NamedTuple):
@@ -55,7 +58,8 @@ class SliceOrder(Order):
     key: bytes = b""
     state: str = ""  # the file of the state, for processes of the machine that writes it
     cross_depth: int = 3
-    material: Sequence[tuple[str, bytes]] | None = None
+    facts: bytes = b""  # the key of libclang's facts, where there are any
+    material: Sequence[Rows] | None = None  # indexes, facts
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -131,6 +135,7 @@ def _slices(material: "_Material", items: Sequence[str]) -> Iterator[Made]:
         notes = Counter({f"decoded_{file.encoding}": 1} if file.encoding != "utf-8" else {})
         if not documents:
             notes["files_without_documents"] += 1
+        notes.update(material.slicer.take_notes())
         yield Made(documents, 1, file.size, notes, tuple(definitions.items()))
 
 
@@ -171,16 +176,21 @@ class _Material:
         )
 
 
+def _stored(state: str, stage: str, key: bytes) -> Rows:
+    stored: StoredMaterial = read_value(state, stage, key)
+    return list(read_indexes(state, stored))
+
+
 @lru_cache(maxsize=1)
 def _material(order: SliceOrder) -> _Material:
     """Kept from job to job of one project."""
     from nanochat_chunker.slicer import ProjectSlicer
     from nanochat_chunker.slicing import SliceOptions
 
-    rows = order.material
-    if rows is None:
-        stored: StoredMaterial = read_value(order.state, MATERIAL, order.key)
-        rows = list(read_indexes(order.state, stored))
+    rows, facts = order.material or (
+        _stored(order.state, MATERIAL, order.key),
+        _stored(order.state, FACTS, order.facts) if order.facts else [],
+    )
     files: dict[str, Survey] = {}
     indexes = []
     for path, value in rows:
@@ -199,6 +209,14 @@ def _material(order: SliceOrder) -> _Material:
         cross_depth=order.cross_depth,
         project=order.project.name,
     )
-    slicer = ProjectSlicer(indexes, read_text, options, counted.units)
+    if order.facts:
+        from nanochat_chunker.semantic import Checker, semantic_slicer
+        from nanochat_chunker.semantic.tasks import forget
+
+        forget()
+        read = {path: pickle.loads(value) for path, value in facts}
+        slicer = semantic_slicer(indexes, read, read_text, options, counted.units, Checker())
+    else:
+        slicer = ProjectSlicer(indexes, read_text, options, counted.units)
     shown = {show_path(path): file for path, file in files.items()}
     return _Material(order, files, shown, slicer, counted)

@@ -10,7 +10,7 @@ from nanochat_chunker import __version__
 
 FORMAT = 2
 # What has a say in the documents, where it is installed.
-_PACKAGES = ("pyarrow", "detect-secrets", "rensa")
+_PACKAGES = ("pyarrow", "detect-secrets", "rensa", "libclang")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Account:
     redacted: Counter[str] = field(default_factory=Counter)
     definitions: Counter[str] = field(default_factory=Counter)  # with slices: see `Made`
     projects: dict[str, ProjectAccount] = field(default_factory=dict)
+    semantic: dict[str, Any] | None = None  # what libclang made of the files, where it was asked
 
 
 def build_manifest(
@@ -52,6 +53,7 @@ def build_manifest(
     `lengths` counts all documents by their tokens, `validation` those held out.
     """
     train = lengths - validation
+    semantic = {} if account.semantic is None else {"semantic": account.semantic}
     return {
         "program": program,
         "format": FORMAT,
@@ -66,6 +68,7 @@ def build_manifest(
             "notes": _sorted(account.notes),
             "redacted": _sorted(account.redacted),
         },
+        **semantic,
         "documents": {
             "train": train.total(),
             "validation": validation.total(),

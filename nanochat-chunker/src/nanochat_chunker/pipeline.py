@@ -4,7 +4,6 @@ Passes over the disk keep memory small. Each step is a module in `stages/` and p
 into the state, so that a run that was killed goes on where it was.
 """
 
-import importlib.util
 from collections import Counter
 from typing import Any
 
@@ -48,12 +47,18 @@ def run(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
             survey_all(corpus, settings, pool, state, progress)
             choice = choose(corpus, settings, state)
             account = _account(corpus, choice)
+            facts: dict[int, bytes] = {}
+            if settings.semantic:
+                from nanochat_chunker.stages.semantic import read_all
+
+                semantics = read_all(corpus, choice, pool, state, progress)
+                facts, account.semantic = semantics.keys, semantics.describe()
             names = [surveyed.project.name for surveyed in corpus.projects]
             with (
                 Spool(work / "documents.spool") as spool,
                 Writer(output, settings, names, spool, state, progress) as writer,
             ):
-                units = make(corpus, choice, settings, tokens, pool, state, spool, progress)
+                units = make(corpus, choice, settings, tokens, pool, state, spool, progress, facts)
                 for unit in units:
                     _count(account, names[unit.project], unit, writer.add(unit.references))
                 account.duplicate_documents = writer.duplicates
@@ -77,11 +82,10 @@ def run(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
 
 def _check_installed(settings: Settings) -> None:
     """What a flag needs is there, or it is said before any work."""
-    if settings.semantic and importlib.util.find_spec("nanochat_chunker.semantic") is None:
-        raise UsageError(
-            "--semantic, slices by libclang, is not in this version",
-            "Leave it: slices are then made without it",
-        )
+    if settings.semantic:
+        from nanochat_chunker.semantic.headers import builtin_headers
+
+        builtin_headers()
     if settings.near_duplicates is not None:
         from nanochat_chunker.neardup import check_installed
 

@@ -19,6 +19,12 @@ class Progress:
     def read(self, files: int, size: int) -> None:
         """Some files were read."""
 
+    def parsing(self, units: int) -> None:
+        """libclang begins to read so many translation units."""
+
+    def parsed(self, units: int) -> None:
+        """Some of them were read, or cannot be."""
+
     def making(self, files: int) -> None:
         """Documents are made of so many files."""
 
@@ -65,6 +71,7 @@ class Bars(Progress):
         self._lock = threading.Lock()
         self._bytes = self._documents = self._written = 0
         self._read: Any = None
+        self._parse: Any = None
         self._make: Any = None
 
     def __enter__(self) -> "Bars":
@@ -87,6 +94,16 @@ class Bars(Progress):
         seconds = self._bars.tasks[self._read].elapsed or 1e-9
         rate = self._bytes / 1e6 / seconds
         self._bars.update(self._read, advance=files, detail=f"{rate:.1f} MB/s")
+
+    def parsing(self, units: int) -> None:
+        if self._parse is None:
+            self._parse = self._bars.add_task("libclang", total=units, detail="units")
+        else:
+            total = (self._bars.tasks[self._parse].total or 0) + units
+            self._bars.update(self._parse, total=total)
+
+    def parsed(self, units: int) -> None:
+        self._bars.update(self._parse, advance=units)
 
     def making(self, files: int) -> None:
         self._make = self._bars.add_task("documents", total=files, detail="0 documents")

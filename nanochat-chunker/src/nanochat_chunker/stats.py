@@ -68,6 +68,7 @@ def _counts(manifest: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
         ("Definitions in no document", manifest.get("definitions", {}).get("left_out", {})),
         ("Redacted", files["redacted"]),
         ("Noted", files["notes"]),
+        ("Sliced by names alone", manifest.get("semantic", {}).get("fallback", {})),
     ]
     shown = [(title, {k: v for k, v in counts.items() if v}) for title, counts in named]
     return [(title, counts) for title, counts in shown if counts]

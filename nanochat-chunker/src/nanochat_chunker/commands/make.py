@@ -70,7 +70,9 @@ def _add_documents(group: Any) -> None:
     add("--cross-depth", type=int, default=3, metavar="N",
         help="with --compilable: how many calls away from its root a function still brings its "
         "body (default: %(default)s)")
-    add("--semantic", action="store_true", help=argparse.SUPPRESS)  # see pipeline
+    add("--semantic", action="store_true",
+        help="with --compilable: let libclang say which name refers to what, by "
+        "compile_commands.json where a project has one; slower")
     add("--max-tokens", type=int, default=16384, metavar="N",
         help="longest document (default: %(default)s)")
     add("--tokenizer", type=Path, metavar="PATH",
@@ -171,6 +173,16 @@ def run(options: dict[str, Any]) -> int:
     return 0
 
 
+def semantic_line(semantic: dict[str, Any]) -> str:
+    """How many files libclang read, and why names decide in the others."""
+    fallback = semantic["fallback"]
+    line = f"libclang read {semantic['files']:,} files"
+    if fallback:
+        counts = ", ".join(f"{name} {count:,}" for name, count in fallback.items())
+        line += f"; by names alone {sum(fallback.values()):,}: {counts}"
+    return line
+
+
 def summary(manifest: dict[str, Any], output: str, seconds: float) -> list[str]:
     """What is said at the end."""
     files, documents = manifest["files"], manifest["documents"]
@@ -181,6 +193,8 @@ def summary(manifest: dict[str, Any], output: str, seconds: float) -> list[str]:
         f"{documents['train'] + documents['validation']:,} documents, {tokens:,} tokens "
         f"({manifest['tokens_by']['method']}); {documents['validation']:,} held out",
     ]
+    if (semantic := manifest.get("semantic")) is not None:
+        lines.append(semantic_line(semantic))
     for what in ("dropped", "redacted"):
         if files[what]:
             counts = ", ".join(f"{name} {count:,}" for name, count in files[what].items())

@@ -31,8 +31,9 @@ def run(options: dict[str, Any]) -> int:
 
     manifest = read_manifest(options["output"])
     if options["json"]:
-        names = ("files", "documents", "lengths", "projects")
-        print(json.dumps({name: manifest[name] for name in names}, indent=2, ensure_ascii=False))
+        names = ("files", "semantic", "documents", "lengths", "projects")
+        numbers = {name: manifest[name] for name in names if name in manifest}
+        print(json.dumps(numbers, indent=2, ensure_ascii=False))
     else:
         show(manifest, options["output"], options["projects"])
     if options["plot"] is not None:

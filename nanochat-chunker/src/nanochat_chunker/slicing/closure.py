@@ -42,9 +42,10 @@ class Closure:
         self._journal: list[tuple[int, int]] = []  # items and their level before, 0: none
         self._waiting: set[int] = set()  # what comes along once all its types are there
 
-    def need(self, i: int) -> None:
-        """Takes in an item as something that others need, and all that it needs itself."""
-        self._take(i, self._level_of(i))
+    def need(self, ids: Iterable[int], *, whole: bool = False) -> None:
+        """Takes in items that others need, with their bodies if `whole`, and all they need."""
+        for i in ids:
+            self._take(i, FULL if whole else self._level_of(i))
         self._finish()
 
     def add(self, roots: Iterable[int]) -> None:
@@ -66,6 +67,10 @@ class Closure:
                     self._todo.clear()
                     return
                 self._wake()
+
+    def sees(self, j: int) -> bool:
+        """Whether an item is in a file that the roots' file sees."""
+        return bool(self._seen >> self.graph.bits[j] & 1)
 
     def _wake(self) -> None:
         """Takes what waited for types that are there now."""

@@ -84,7 +84,7 @@ class Graph:
                 names.update(self._inner_names(i))
             if item.owner:
                 names.add(item.owner)
-            found = self._decl[i] = self.lookup.resolve(i, names)
+            found = self._decl[i] = self.needs(i, names, "declaration")
         return found
 
     def slots(self, i: int) -> Slots:
@@ -99,7 +99,7 @@ class Graph:
             found = self._slots[i] = Slots(
                 item.size(True) - sum(m.size(True) for m in item.members if m not in kept),
                 _words(names),
-                self.lookup.resolve(i, names - {""}),
+                self.needs(i, names - {""}, "head"),
                 always,
                 tuple((place, names) for place, names in enumerate(places) if names is not None),
             )
@@ -141,7 +141,7 @@ class Graph:
             names = set(item.body_uses)
             for member in flatten(item.members):
                 names.update(member.body_uses)
-            found = self._body[i] = self.lookup.resolve(i, names) if names else ()
+            found = self._body[i] = self.needs(i, names, "body") if names else ()
         return found
 
     def callees(self, i: int) -> Ids:
@@ -157,6 +157,13 @@ class Graph:
                     ids.extend(self._bodies(j))
             found = self._callees[i] = tuple(dict.fromkeys(ids))
         return found
+
+    def needs(self, i: int, names: Iterable[str], part: str) -> Ids:
+        """What a part of an item needs: its declaration, its body, or the head of a class.
+
+        The place where facts other than names come in.
+        """
+        return self.lookup.resolve(i, names)
 
     def size(self, i: int, declared: bool) -> int:
         """The length of an item's text, about: see `Item.size`."""
@@ -181,7 +188,7 @@ class Graph:
                 ids = self.lookup.resolve(j, self._specialised_for(j))
                 ids = tuple(k for k in ids if not self._is_alias_template(k))
             else:
-                ids = self.lookup.resolve(j, item.uses)
+                ids = self.needs(j, item.uses, "head")
             found = self._types[j] = tuple(k for k in ids if self.items[k].kind in _TYPES)
         return found
 

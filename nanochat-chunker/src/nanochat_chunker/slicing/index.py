@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.macros import Lookup, Macro
@@ -16,16 +17,21 @@ _OBJECTIVE_C = re.compile(
 
 
 def build(
-    path: str, text: str, known: Lookup | None = None, shapes: Lookup | None = None
+    path: str,
+    text: str,
+    known: Lookup | None = None,
+    shapes: Lookup | None = None,
+    left_out: Sequence[tuple[int, int]] | None = None,
 ) -> FileIndex:
     """The index of a file.
 
     `known` are the macros of what was included before it, where that is known; `shapes` those that
     may be in force anywhere in it, undefined again or not: they tell where items begin and end.
+    `left_out` are the spans that a compiler skips, where one was asked.
     """
     if "@" in text and _OBJECTIVE_C.search(text):
         return FileIndex(path, len(text), skipped="objective_c")
-    prepared = preprocess(path, text, known)
+    prepared = preprocess(path, text, known, left_out)
     local: dict[str, Macro] = {}
     for event in prepared.events:
         if event.kind == "define" and isinstance(event.value, Macro):

@@ -40,6 +40,7 @@ class Ladder:
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
         self._heavy: dict[tuple[int, str, int], bool] = {}
+        self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
     def documents(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
         """Those whose roots are the definitions of one file: one where it fits, else several.
@@ -81,7 +82,11 @@ class Ladder:
         steps = (
             (DECLARED_CALLEES, limit * _ROOM), (DECLARED_MEMBERS, limit), (USED_MEMBERS, limit),
         )  # fmt: skip
-        heavy = list(self._runs(path, roots, limit, steps, made))
+        heavy = [
+            i
+            for i in self._runs(path, roots, limit, steps, made)
+            if not self._too_large(path, i, limit, made)
+        ]
         for i in self._runs(path, heavy, limit, ((WITH_INCLUDES, limit),), made):
             left_out["too_long"] += self._graph.items[i].kind in DEFINITIONS
         yield from (slice_ for _, slice_ in sorted(made, key=lambda pair: pair[0]))
@@ -122,6 +127,12 @@ class Ladder:
                 made.append((roots[at], slice_))
             at = stop
 
+    def _too_large(
+        self, path: str, root: int, limit: float, made: list[tuple[int, Slice]]
+    ) -> bool:
+        """Whether there is a document, added to `made`, for a root that no step has room for."""
+        return False
+
     def _begin(self, path: str, root: int, steps: Sequence[tuple[Detail, float]]) -> Closure | None:
         """The closure of one root at the first step where it has room."""
         for detail, room in steps:
@@ -149,7 +160,7 @@ class Ladder:
             heavy = self._heavy.get(key)
             if heavy is None:
                 closure = self._closure(graph.paths[j], detail, rounded)
-                closure.need(j)
+                closure.need([j])
                 heavy = self._heavy[key] = closure.size > rounded
             if heavy:
                 return True

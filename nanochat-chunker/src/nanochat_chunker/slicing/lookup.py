@@ -149,7 +149,7 @@ class Lookup:
         if chosen and name in item.names and "special" not in item.flags:
             # Its own name asks only for what declared it before, default arguments and all.
             chosen = tuple(j for j in chosen if j < i and items[j].kind in _DECLARATIONS)[-8:]
-        return self._needed(i, chosen) if len(chosen) > 1 else chosen
+        return self.needed(i, chosen) if len(chosen) > 1 else chosen
 
     def _first_group(self, i: int, groups: Iterable[Ids], plain: bool) -> Ids:
         """The first group that holds others than `i`; `plain`: than specialisations, too."""
@@ -163,7 +163,7 @@ class Lookup:
                 break
         return chosen
 
-    def _needed(self, i: int, ids: Ids) -> Iterable[int]:
+    def needed(self, i: int, ids: Ids) -> Iterable[int]:
         """Of the items of one name those that a use at `i` needs."""
         items = self._ordered.items
         by_kind: dict[str, list[int]] = defaultdict(list)

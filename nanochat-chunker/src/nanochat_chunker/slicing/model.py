@@ -1,6 +1,7 @@
 """What the slicing engine takes and gives."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.preprocess import Event
@@ -21,6 +22,18 @@ class FileIndex:
     fragment: bool = False  # holds statements outside of functions: part of another file
     once: bool = False  # has an include guard
     skipped: str = ""  # why there are no items: objective_c, or what went wrong
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a compiler says of a project's files, where one was asked; else the engine decides.
+
+    `left_out` are the spans of a file that its configuration skips, by path; `included` what an
+    include means: (path, target, in angle brackets) to the path of a file, or None for none.
+    """
+
+    left_out: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    included: Mapping[tuple[str, str, bool], str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

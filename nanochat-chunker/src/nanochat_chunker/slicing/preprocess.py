@@ -5,7 +5,7 @@ leaves out are blank, so that positions hold.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,8 +99,21 @@ class _Frame:
     start: int
 
 
-def preprocess(path: str, text: str, known: Lookup | None = None) -> Prepared:
-    """`text` under the stated configuration; `known` are the macros of what was included before."""
+def within(spans: Sequence[tuple[int, int]], position: int) -> bool:
+    """Whether a position lies in one of the spans, which are in order and may be nested."""
+    return any(start <= position < end for start, end in spans)
+
+
+def preprocess(
+    path: str,
+    text: str,
+    known: Lookup | None = None,
+    left_out: Sequence[tuple[int, int]] | None = None,
+) -> Prepared:
+    """`text` under the stated configuration; `known` are the macros of what was included before.
+
+    `left_out` are the spans that a compiler skips: they decide, where they are given.
+    """
     local: dict[str, Macro | None] = {}
     predefined = predefined_for(path)
 
@@ -113,11 +126,18 @@ def preprocess(path: str, text: str, known: Lookup | None = None) -> Prepared:
                 return found
         return predefined(name)
 
-    return _Scanner(text, local, lookup).run()
+    return _Scanner(text, local, lookup, left_out).run()
 
 
 class _Scanner:
-    def __init__(self, text: str, local: dict[str, Macro | None], lookup: Lookup) -> None:
+    def __init__(
+        self,
+        text: str,
+        local: dict[str, Macro | None],
+        lookup: Lookup,
+        left_out: Sequence[tuple[int, int]] | None,
+    ) -> None:
+        self._left_out = left_out
         self._text = text
         self._local = local
         self._lookup = lookup
@@ -282,7 +302,9 @@ class _Scanner:
                 if first:
                     self._result.guard = name
                 return True
-        if word == "if":
+        if self._left_out is not None:
+            value = not within(self._left_out, end)
+        elif word == "if":
             value = evaluate(expression, self._lookup)
         else:
             value = is_defined(name, self._lookup) == (word == "ifdef")

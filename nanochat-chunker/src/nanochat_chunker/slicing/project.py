@@ -18,8 +18,8 @@ from nanochat_chunker.slicing.configuration import (
 from nanochat_chunker.slicing.index import build
 from nanochat_chunker.slicing.items import Item, Scope
 from nanochat_chunker.slicing.macros import Macro
-from nanochat_chunker.slicing.model import FileIndex
-from nanochat_chunker.slicing.preprocess import predefined_for
+from nanochat_chunker.slicing.model import FileIndex, Told
+from nanochat_chunker.slicing.preprocess import Event, predefined_for, within
 
 # Characters of one file that are parsed anew while its conditions are decided, one after another.
 _MAX_REBUILT = 600_000
@@ -35,7 +35,11 @@ class Configured:
     """
 
     def __init__(
-        self, files: Sequence[FileIndex], read_text: Callable[[str], str], name: str
+        self,
+        files: Sequence[FileIndex],
+        read_text: Callable[[str], str],
+        name: str,
+        told: Told | None = None,
     ) -> None:
         self.files = {file.path: file for file in sorted(files, key=lambda file: file.path)}
         self.rebuilt = 0
@@ -43,7 +47,8 @@ class Configured:
         self._texts: dict[str, str] = {}
         self._text_size = 0
         self._resolver = Resolver(list(self.files), name)
-        self._resolved: dict[tuple[str, str, bool], str | None] = {}
+        self._told = told or Told()
+        self._resolved: dict[tuple[str, str, bool], str | None] = dict(self._told.included)
         self.bit = {path: i for i, path in enumerate(self.files)}
         self.closure: dict[str, int] = {}
         self.parent: dict[str, str] = {}
@@ -212,7 +217,7 @@ class Configured:
                 elif event.kind == "undef":
                     self._definers[str(event.value)].append((self.bit[path], None))
                 elif event.kind == "if":
-                    value = self._value(str(event.value), lookup)
+                    value = self._value(path, event, lookup)
                     if value != event.extra and rebuilds * file.size < _MAX_REBUILT:
                         rebuilds += 1
                         file = self._rebuild(path)
@@ -241,7 +246,11 @@ class Configured:
         self._seen |= bit
         return path, 0, 0
 
-    def _value(self, expression: str, lookup: Callable[[str], Macro | None]) -> bool:
+    def _value(self, path: str, event: Event, lookup: Callable[[str], Macro | None]) -> bool:
+        left_out = self._told.left_out.get(path)
+        if left_out is not None:
+            return not within(left_out, event.end)
+        expression = str(event.value)
         if expression.startswith("defined(") and expression.endswith(")"):
             return (
                 is_defined(expression[8:-1], lookup)
@@ -273,7 +282,8 @@ class Configured:
             return None
 
         self.rebuilt += 1
-        file = build(path, self._read_text(path), known, lambda name: self._ever(name, seen))
+        file = build(path, self._read_text(path), known, lambda name: self._ever(name, seen),
+                     self._told.left_out.get(path))  # fmt: skip
         self.files[path] = file
         return file
 

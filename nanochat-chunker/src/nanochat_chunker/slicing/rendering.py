@@ -97,6 +97,10 @@ class Renderer:
             return f"{opening} {'}' * len(parts)}\n"
         return ""
 
+    def text_of(self, i: int, level: int) -> str:
+        """An item as it stands in a document, with its line's end."""
+        return self._text(i, level)[0]
+
     def _text(self, i: int, level: int) -> tuple[str, frozenset[str]]:
         """An item as it is written at a level, and its words."""
         found = self._texts.get((i, level))

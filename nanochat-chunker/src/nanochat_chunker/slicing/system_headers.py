@@ -131,6 +131,16 @@ OF_WORDS: Mapping[str, frozenset[str]] = {
 }
 
 
+def headers_of(word: str) -> list[str]:
+    """The headers of the standard library that a word speaks for, the likeliest first."""
+    return [
+        header
+        for words in (_WORDS, _SOME_WORDS)
+        for header, known in words.items()
+        if word in known
+    ][:2]
+
+
 def words_of(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(_WORD.findall(text))

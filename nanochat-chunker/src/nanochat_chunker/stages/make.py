@@ -2,14 +2,23 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat_chunker import __version__
 from nanochat_chunker.execution import Done, Failure, Job, Pool, Restart, Result
 from nanochat_chunker.includes import include_order
-from nanochat_chunker.making import DROPPED, MATERIAL, Made, Order, SliceOrder, make_slices, pack
+from nanochat_chunker.making import (
+    DROPPED,
+    FACTS,
+    MATERIAL,
+    Made,
+    Order,
+    SliceOrder,
+    make_slices,
+    pack,
+)
 from nanochat_chunker.progress import Progress
 from nanochat_chunker.settings import Settings
 from nanochat_chunker.spool import References, Spool
@@ -56,11 +65,15 @@ def make(
     state: State,
     spool: Spool,
     progress: Progress,
+    facts: Mapping[int, bytes],
 ) -> Iterator[Unit]:
-    """Units in the order of their jobs. `tokens` describes how they are counted."""
+    """Units in the order of their jobs.
+
+    `tokens` describes how they are counted, `facts` are the keys of libclang's facts by project.
+    """
     kept = sum(fates.count(0) for fates in choice.fates.values())
     progress.making(kept)
-    orders = _Orders(corpus, choice, settings, repr(sorted(tokens.items())), pool, state)
+    orders = _Orders(corpus, choice, settings, repr(sorted(tokens.items())), pool, state, facts)
     waiting: dict[int, Unit] = {}  # done before one that comes earlier
     following = 0
 
@@ -138,7 +151,9 @@ class _Orders:
         fingerprint: str,
         pool: Pool,
         state: State,
+        facts: Mapping[int, bytes],
     ) -> None:
+        self._facts = facts
         self._corpus = corpus
         self._choice = choice
         self._settings = settings
@@ -163,7 +178,7 @@ class _Orders:
         return (
             __version__, settings.mode, settings.max_tokens, settings.cross_depth,
             settings.redact, self._fingerprint, surveyed.project.name, surveyed.commit,
-            str(surveyed.project.root), surveyed.licences.describe(),
+            str(surveyed.project.root), surveyed.licences.describe(), self._facts.get(index),
             [(file.path, file.digest, file.licence) for file in files],
         )  # fmt: skip
 
@@ -205,12 +220,15 @@ class _Orders:
         self._state.commit()  # the workers read it
         shared = None
         if not self._pool.shares_disk:
-            shared = list(read_indexes(str(self._state.path), stored))
+            shared = [list(read_indexes(str(self._state.path), stored))]
+            read = self._state.get(FACTS, self._facts[index]) if index in self._facts else []
+            shared.append(list(read_indexes(str(self._state.path), read)))
         order = SliceOrder(
             **self._common(index),
             key=known,
             state=str(self._state.path),
             cross_depth=self._settings.cross_depth,
+            facts=self._facts.get(index, b""),
         )
         for key, batch in zip(keys, batches, strict=True):
             yield key, (make_slices, order, [file.path for file in batch], False, shared, known)
