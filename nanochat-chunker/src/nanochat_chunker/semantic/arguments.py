@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from nanochat_chunker.includes import Include, Resolver
 from nanochat_chunker.semantic.headers import BuiltinHeaders
-from nanochat_chunker.slicing.configuration import PREDEFINED, STANDARD_HEADERS, from_build_system
+from nanochat_chunker.slicing.compiler import predefined
+from nanochat_chunker.slicing.configuration import STANDARD_HEADERS, from_build_system
 
 DATABASE = "compile_commands.json"
 _BUILD_FOLDERS = ("", "build", "out", "_build", "cmake-build-debug", "cmake-build-release")
@@ -201,11 +202,12 @@ def stated_arguments(language: str, headers: BuiltinHeaders) -> list[str]:
 
 def _stated(language: str) -> list[str]:
     """What the stated configuration says of the compiler, where libclang is a newer one."""
-    names = [name for name in PREDEFINED if name.startswith("__clang_m") or name in _NEWER]
+    macros = predefined()
+    names = [name for name in macros if name.startswith("__clang_m") or name in _NEWER]
     names += ["__clang_patchlevel__"]
     if language == "c":
         names = [name for name in names if not name.startswith("__cpp_")]
-    return [word for name in names for word in (f"-U{name}", f"-D{name}={PREDEFINED[name].body}")]
+    return [word for name in names for word in (f"-U{name}", f"-D{name}={macros[name].body}")]
 
 
 # Language features of which clang 14 had less: libstdc++ takes another way by them.

@@ -185,7 +185,8 @@ class SemanticGraph(Graph):
         path = self.paths[i]
         for seen in (self.project.closure[path], self.project.context(path)):
             group = tuple(k for k in self._redeclared[usr] if seen >> self.bits[k] & 1)
-            chosen = [k for k in self.lookup.needed(i, group) if k != i] if group else []
+            found = self.lookup.needed(i, group) if len(group) > 1 else group
+            chosen = [k for k in found if k != i]
             if chosen:
                 return chosen
         return [j] if j != i else []

@@ -85,9 +85,7 @@ class CheckedLadder(Ladder):
             self.notes["documents_with_errors"] += 1
         return best
 
-    def _too_large(
-        self, path: str, root: int, limit: float, made: list[tuple[int, Slice]]
-    ) -> bool:
+    def _too_large(self, path: str, root: int, limit: float, made: list[tuple[int, Slice]]) -> bool:
         closure = Closure(cast(Graph, LeanGraph(self._graph)), path, LEAN, limit)
         closure.add([root])
         if closure.size <= limit:

@@ -127,9 +127,7 @@ class Ladder:
                 made.append((roots[at], slice_))
             at = stop
 
-    def _too_large(
-        self, path: str, root: int, limit: float, made: list[tuple[int, Slice]]
-    ) -> bool:
+    def _too_large(self, path: str, root: int, limit: float, made: list[tuple[int, Slice]]) -> bool:
         """Whether there is a document, added to `made`, for a root that no step has room for."""
         return False
 
