@@ -343,3 +343,38 @@ def is_statement(head: str) -> bool:
 def is_requires(head: str) -> bool:
     """Whether a brace after this head opens a requires-expression."""
     return _REQUIRES_END.search(head) is not None
+
+
+def is_specialised(head: str, name: str) -> bool:
+    """Whether a class head gives `name` template arguments."""
+    key = max(head.rfind("class "), head.rfind("struct "), head.rfind("union "))
+    colon = head.find(" : ", key)
+    return re.search(rf"\b{name}\s*<", head[key : colon if colon > 0 else None]) is not None
+
+
+def flags_of(parts: Head) -> tuple[str, ...]:
+    """Whether it is a template, and a specialisation."""
+    if parts.is_special:
+        return ("template", "special")
+    return ("template",) if parts.is_template else ()
+
+
+def enumerators(body: str) -> tuple[str, ...]:
+    """The names that the body of an enum gives."""
+    names = []
+    depth = 0
+    expect = True
+    for found in re.finditer(r"[A-Za-z_]\w*|[(){}\[\],=]", body):
+        token = found.group()
+        if token in ("(", "{", "["):
+            depth += 1
+        elif token in (")", "}", "]"):
+            depth -= 1
+        elif token == ",":
+            expect = depth == 0 or expect
+        elif token == "=":
+            expect = False
+        elif expect and depth == 0:
+            names.append(token)
+            expect = False
+    return tuple(names)
