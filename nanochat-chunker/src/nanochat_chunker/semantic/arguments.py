@@ -203,12 +203,12 @@ def stated_arguments(language: str, headers: BuiltinHeaders) -> list[str]:
 def _stated(language: str) -> list[str]:
     """What the stated configuration says of the compiler, where libclang is a newer one."""
     macros = predefined()
-    names = [name for name in macros if name.startswith("__clang_m") or name in _NEWER]
-    names += ["__clang_patchlevel__"]
-    if language == "c":
-        names = [name for name in names if not name.startswith("__cpp_")]
+    names = [name for name in _NEWER if language != "c" or not name.startswith("__cpp_")]
     return [word for name in names for word in (f"-U{name}", f"-D{name}={macros[name].body}")]
 
 
-# Language features of which clang 14 had less: libstdc++ takes another way by them.
-_NEWER = ("__cpp_concepts", "__cpp_constexpr")
+# Versions, and language features of which clang 14 had less: libstdc++ takes another way by them.
+_NEWER = (
+    "__clang_major__", "__clang_minor__", "__clang_patchlevel__", "__cpp_concepts",
+    "__cpp_constexpr",
+)  # fmt: skip
