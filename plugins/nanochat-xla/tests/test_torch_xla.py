@@ -144,8 +144,10 @@ def test_the_users_command_trains_as_on_the_cpu(corpus, tmp_path, devices):
     assert len(ours) == 6
     assert ours[-1] < ours[0]
     assert ours == pytest.approx(theirs, abs=1e-4)
-    # A checkpoint of either goes on with the other.
-    for source, other in (("xla", ["--device_type=cpu"]), ("cpu", ["--xla_flash_attn"])):
+    # A checkpoint of either goes on with the other, once told: it keeps what was asked for by name.
+    there = ["--device_type=tpu", "--xla_flash_attn"]
+    back = ["--device_type=cpu", "--attention=auto"]
+    for source, other in (("xla", back), ("cpu", there)):
         longer = ["--num_iterations=8", f"--resume={tmp_path / source}", *other]
         train(f"{source}-resumed", *longer)
     ours, theirs = losses(tmp_path / "xla-resumed"), losses(tmp_path / "cpu-resumed")

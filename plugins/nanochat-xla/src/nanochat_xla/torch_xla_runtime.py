@@ -27,8 +27,8 @@ class TorchXlaRuntime(Runtime):
     and the optimiser: compilation takes as long for many micro-batches as for one.
 
     A batch is split over the chips by rows; weights and the state of the optimiser are whole on
-    each. Sharing the state out among them (ZeRO, arXiv:1910.02054) is not done: with annotations
-    for it the partitioner of libtpu 0.0.21 aborted on smaller steps than without.
+    each, and each makes the whole update. Sharing the state out (ZeRO, arXiv:1910.02054) is not
+    done: it was tried only while a step was one program, where the partitioner aborted.
     """
 
     @classmethod
