@@ -62,3 +62,11 @@ def test_a_name_that_means_itself_and_more_does_not_hang(monkeypatch):
     with ProcessPool(1, Limits(seconds=5)) as pool:
         events = list(pool.run([Job(0, tasks.check_texts, None, [{"a.h": text, "b.cc": text}])]))
     assert [event for event in events if isinstance(event, Failure)] == []
+
+
+def test_a_namespace_that_names_nothing_is_written_as_it_is(monkeypatch):
+    """Found by mutation: no name, and yet names in it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    tasks = importlib.import_module("fuzz_tasks")
+    text = "namespace a { struct G {}; }\nnamespace(a::G& graph);\nvoid f(a::G& g) {}\n"
+    assert next(iter(tasks.check_texts(None, [{"a.h": text}]))) == 2

@@ -86,7 +86,7 @@ class Renderer:
         graph, item = self._graph, self._graph.items[i]
         names = item.names if item.kind == "directive" else item.uses
         for name in names:
-            if item.kind == "namespace" and name == item.names[0]:
+            if item.kind == "namespace" and name in item.names[:1]:
                 continue
             target = graph.lookup.namespace_named(name, graph.qualifiers[i])
             if not target or target in opened or graph.qualifiers[i] or target == "std":
