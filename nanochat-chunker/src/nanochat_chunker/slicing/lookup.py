@@ -11,6 +11,7 @@ from nanochat_chunker.slicing.symbols import Symbols
 
 _MAX_OF_ONE_NAME = 256  # before and after a use; overloads in real projects are fewer
 _LONGEST_NAME = 500  # characters of a qualified name that is looked for
+_MAX_THROUGH_MACROS = 4_000  # names that an item's own may lead to
 _MAX_KEPT = 400_000  # answers to names, before they are forgotten
 _DECLARATIONS = frozenset(("prototype", "forward", "extern"))
 
@@ -65,6 +66,7 @@ class Lookup:
         found: set[int] = set()
         todo = list(names)
         done = set(todo)
+        most = len(done) + _MAX_THROUGH_MACROS
         while todo:
             name = todo.pop()
             if name[0] == "." or name == "main":
@@ -87,8 +89,8 @@ class Lookup:
                     )
                     more.append(_renamed(target, name))
             for use in more:
-                # A name that means itself and more would grow without end.
-                if use not in done and len(use) <= _LONGEST_NAME:
+                # A name that means itself and more would grow without end, two such beyond count.
+                if use not in done and len(use) <= _LONGEST_NAME and len(done) < most:
                     done.add(use)
                     todo.append(use)
         if self._kept > _MAX_KEPT:
