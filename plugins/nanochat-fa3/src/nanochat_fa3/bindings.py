@@ -37,15 +37,6 @@ class Runs:
     starts: Tensor
     longest: int
 
-    def arguments(self) -> dict[str, Any]:
-        """What every provider calls them."""
-        return {
-            "cu_seqlens_q": self.starts,
-            "cu_seqlens_k": self.starts,
-            "max_seqlen_q": self.longest,
-            "max_seqlen_k": self.longest,
-        }
-
 
 @dataclass(frozen=True)
 class Kernel:
@@ -112,11 +103,10 @@ def bind_cuda(module: ModuleType, name: str) -> Kernel:
     def run_forward(
         q: Tensor, k: Tensor, v: Tensor, runs: Runs | None, window: int | None, scale: float
     ) -> tuple[Tensor, Tensor]:
-        given = {"q": q, "k": k, "v": v, "softmax_scale": scale, **_cuda_arguments(window)}
-        if runs is None:
-            answer, shape = forward(**given), "(B, H, T)"
-        else:
-            answer, shape = varlen_forward(**given, **runs.arguments()), "(H, B * T)"
+        call, shape = (forward, "(B, H, T)") if runs is None else (varlen_forward, "(H, B * T)")
+        answer = call(
+            q=q, k=k, v=v, softmax_scale=scale, **_cuda_arguments(window), **_run_arguments(runs)
+        )
         out, lse = answer[0], answer[1]
         if lse.dim() != q.dim() - 1 or lse.dtype != torch.float32:
             raise NanochatError(
@@ -151,7 +141,7 @@ def bind_cuda(module: ModuleType, name: str) -> Kernel:
             dv=dv,
             softmax_scale=scale,
             **_cuda_arguments(window),
-            **({} if runs is None else runs.arguments()),
+            **_run_arguments(runs),
         )
         return dq, dk, dv
 
@@ -209,7 +199,7 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
             window_size_left=left,
             window_size_right=right,
             return_lse=True,
-            **({} if runs is None else runs.arguments()),
+            **_run_arguments(runs),
         )
         return answer[0], answer[1]
 
@@ -236,7 +226,7 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
             causal=True,
             window_size_left=left,
             window_size_right=right,
-            **({} if runs is None else runs.arguments()),
+            **_run_arguments(runs),
         )
         return answer[0], answer[1], answer[2]
 
@@ -267,6 +257,18 @@ def bind_fa4(module: ModuleType, name: str = "fa4") -> Kernel:
         return answer[0]
 
     return Kernel(name, run_forward, run_backward, run_decode)
+
+
+def _run_arguments(runs: Runs | None) -> dict[str, Any]:
+    """What every provider calls the beginnings of documents, where there are any."""
+    if runs is None:
+        return {}
+    return {
+        "cu_seqlens_q": runs.starts,
+        "cu_seqlens_k": runs.starts,
+        "max_seqlen_q": runs.longest,
+        "max_seqlen_k": runs.longest,
+    }
 
 
 def _cuda_arguments(window: int | None) -> dict[str, Any]:

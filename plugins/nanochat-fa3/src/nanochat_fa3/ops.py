@@ -122,16 +122,8 @@ def register(kernel: Kernel) -> Operators:
         return _forward(kernel, q, k, v, _read(starts, sizes), window, scale)
 
     @forward.register_fake
-    def _(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        starts: Tensor | None,
-        sizes: Tensor | None,
-        window: int | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        batch, length, heads, _ = q.shape
+    def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+        batch, length, heads = q.shape[:3]
         shape = (batch, heads, length) if starts is None else (heads, batch * length)
         return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
@@ -151,18 +143,7 @@ def register(kernel: Kernel) -> Operators:
         return _backward(kernel, dout, q, k, v, out, lse, _read(starts, sizes), window, scale)
 
     @backward.register_fake
-    def _(
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        starts: Tensor | None,
-        sizes: Tensor | None,
-        out: Tensor,
-        lse: Tensor,
-        window: int | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     @torch.library.custom_op(
@@ -181,16 +162,7 @@ def register(kernel: Kernel) -> Operators:
         return kernel.decode(q, k_cache, v_cache, k, v, cache_seqlens, window, scale).contiguous()
 
     @decode.register_fake
-    def _(
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cache_seqlens: Tensor,
-        window: int | None,
-        scale: float,
-    ) -> Tensor:
+    def _(q: Tensor, *_: Any) -> Tensor:
         return q.new_empty(q.shape)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

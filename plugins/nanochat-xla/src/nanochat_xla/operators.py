@@ -64,15 +64,8 @@ def custom_operators(
         return forward(q, k, v, documents, window, scale)
 
     @forward_op.register_fake
-    def _(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        documents: Tensor | None,
-        window: int | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        batch, length, heads, _ = q.shape
+    def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        batch, length, heads = q.shape[:3]
         return torch.empty_like(q), q.new_empty((batch, heads, length), dtype=torch.float32)
 
     @torch.library.custom_op(f"{NAMESPACE}::{name}_backward", mutates_args=())
@@ -90,17 +83,7 @@ def custom_operators(
         return backward(grad, q, k, v, out, lse, documents, window, scale)
 
     @backward_op.register_fake
-    def _(
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        documents: Tensor | None,
-        window: int | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
     return differentiable(forward_op, backward_op)
