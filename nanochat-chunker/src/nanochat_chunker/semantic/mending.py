@@ -21,6 +21,10 @@ _ARGUMENTS = re.compile(r"<[^<>]*>|\([^()]*\)")
 _MISSING_HEADER = re.compile(r"file not found")
 _UNDEFINED = re.compile(r"is used but not defined|undefined inline|has no definition")
 _TWICE = re.compile(r"^(?:redefinition|ambiguous)")
+_UNKNOWN = (
+    "undeclared", "unknown type", "namespace 'std'", "no template named", "no type named",
+    "incomplete type", "undefined template",
+)  # fmt: skip
 _USELESS = 3  # rounds in a row that make nothing better, until it is given up
 _MAX_UNSEEN = 2
 _MAX_OF_ONE_NAME = 12  # items that one complaint brings along
@@ -197,17 +201,7 @@ def _names(said: str) -> Iterator[str]:
 
 def _system_names(said: str) -> Iterator[str]:
     """Headers of the standard library that speak of a name in a complaint."""
-    if (
-        "undeclared" in said
-        or "unknown type" in said
-        or "namespace 'std'" in said
-        or (
-            "no template named" in said
-            or "no type named" in said
-            or "incomplete type" in said
-            or "undefined template" in said
-        )
-    ):
+    if any(words in said for words in _UNKNOWN):
         for name in _names(said):
             yield from headers_of(name.rpartition("::")[2])
 
