@@ -1,7 +1,9 @@
 """The items of one document: what its roots need, what that needs, and so on."""
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from nanochat_chunker.slicing.graph import Graph
 
@@ -29,6 +31,8 @@ class Detail:
 class Closure:
     """Items, each whole or only declared, that grow by roots of one file until they are enough."""
 
+    _GROWS: ClassVar = ("level", "roots", "size", "_waiting")
+
     def __init__(self, graph: Graph, path: str, detail: Detail, limit: float) -> None:
         self.graph = graph
         self.detail = detail
@@ -39,7 +43,6 @@ class Closure:
         self.size = 0  # of its text in characters, about
         self._seen = graph.project.context(path)
         self._todo: list[int] = []
-        self._journal: list[tuple[int, int]] = []  # items and their level before, 0: none
         self._waiting: set[int] = set()  # what comes along once all its types are there
 
     def need(self, ids: Iterable[int], *, whole: bool = False) -> None:
@@ -83,20 +86,20 @@ class Closure:
 
     def try_add(self, root: int, limit: float) -> bool:
         """Takes one more root in; where that is more than `limit`, stays as it was."""
-        length, roots, size, waiting = len(self._journal), len(self.roots), self.size, self._waiting
-        self._waiting = set(waiting)
+        before = self._copy()
         self.add([root])
         if self.size <= limit:
             return True
-        for i, old in reversed(self._journal[length:]):
-            if old:
-                self.level[i] = old
-            else:
-                del self.level[i]
-        del self._journal[length:]
-        del self.roots[roots:]
-        self.size, self._waiting = size, waiting
+        self._restore(before)
         return False
+
+    def _copy(self) -> dict[str, Any]:
+        """What changes when roots are added."""
+        return {name: copy(getattr(self, name)) for name in self._GROWS}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def finished(self) -> dict[int, int]:
         """The items with the directives they stood under, in the project's order."""
@@ -110,7 +113,6 @@ class Closure:
             return
         if old:
             self.size -= self.graph.size(i, old == DECLARED) + _OVERHEAD
-        self._journal.append((i, old))
         self.level[i] = level
         self.size += self.graph.size(i, level == DECLARED) + _OVERHEAD
         self._todo.append(i)

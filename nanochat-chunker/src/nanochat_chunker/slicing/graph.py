@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.expansion import Macros
@@ -30,13 +30,13 @@ class Member(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What always stays of a class, and the other members by place, with their names."""
+    """What always stays of a class, and the places of its other members by their names."""
 
     size: int
     words: frozenset[str]
     needs: Ids
     always: Ids
-    named: tuple[tuple[int, tuple[str, ...]], ...]
+    named: Mapping[str, list[int]]
 
 
 class Graph:
@@ -66,6 +66,7 @@ class Graph:
         self._companions: dict[int, Ids] = {}
         self._types: dict[int, Ids] = {}
         self._slots: dict[int, Slots] = {}
+        self._with_member: dict[str, set[int]] = defaultdict(set)
         self._members: dict[tuple[int, int], Member] = {}
         self._words: dict[tuple[int, bool], frozenset[str]] = {}
         self._sizes: dict[int, int] = {}
@@ -96,14 +97,23 @@ class Graph:
             always = tuple(place for place, names in enumerate(places) if names is None)
             kept = tuple(item.members[place] for place in always)
             names = {item.owner, *item.names, *item.uses, *item.body_uses, *_declared_names(kept)}
+            named: dict[str, list[int]] = defaultdict(list)
+            for place, words in enumerate(places):
+                for word in words or ():
+                    named[word].append(place)
+                    self._with_member[word].add(i)
             found = self._slots[i] = Slots(
                 item.size(True) - sum(m.size(True) for m in item.members if m not in kept),
                 _words(names),
                 self.needs(i, names - {""}, "head"),
                 always,
-                tuple((place, names) for place, names in enumerate(places) if names is not None),
+                named,
             )
         return found
+
+    def with_member(self, name: str) -> Set[int]:
+        """The classes with a member of this name that does not always stay, of those parted so far."""
+        return self._with_member[name]
 
     def member(self, i: int, place: int) -> Member:
         """One member of a class, declared."""
