@@ -112,7 +112,7 @@ class Graph:
         return found
 
     def with_member(self, name: str) -> Set[int]:
-        """The classes with a member of this name that does not always stay, of those parted so far."""
+        """The classes, of those parted so far, with a member of this name that may go."""
         return self._with_member[name]
 
     def member(self, i: int, place: int) -> Member:
