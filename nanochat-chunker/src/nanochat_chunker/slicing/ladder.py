@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from nanochat_chunker.slicing.closure import DECLARED, Closure, Detail
-from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.closure import Closure, Detail
+from nanochat_chunker.slicing.graph import DECLARED, Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
 from nanochat_chunker.slicing.rendering import Renderer, paths_of

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import ClassVar
 
-from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
-from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.closure import FULL, Closure, Detail
+from nanochat_chunker.slicing.graph import DECLARED, Graph
 
 _DIRECTIVES = frozenset("include define undef using directive namespace".split())
 
@@ -16,7 +16,13 @@ class UsedMembers(Closure):
     stays or goes with it.
     """
 
-    _GROWS: ClassVar = (*Closure._GROWS, "_parted", "_kept", "_words", "_member_names")
+    _GROWS: ClassVar[tuple[str, ...]] = (
+        *Closure._GROWS,
+        "_parted",
+        "_kept",
+        "_words",
+        "_member_names",
+    )
 
     def __init__(self, graph: Graph, path: str, detail: Detail, limit: float) -> None:
         super().__init__(graph, path, detail, limit)
@@ -43,8 +49,9 @@ class UsedMembers(Closure):
         graph = self.graph
         item = graph.items[i]
         if item.kind != "class" or level == FULL or not item.members:
+            if i in self._parted:
+                self._unpart(i)
             super()._take(i, level)
-            self._parted.discard(i)
             self._fresh.append(graph.words(i, level == FULL))
             return
         self.level[i] = DECLARED
@@ -57,6 +64,12 @@ class UsedMembers(Closure):
         for name in slots.named.keys() & self._words:
             self._keep(i, slots.named[name])
 
+    def _unpart(self, i: int) -> None:
+        self._parted.discard(i)
+        members = [self.graph.member(*key) for key in self._kept if key[0] == i]
+        self.size -= self.graph.slots(i).size + sum(member.size for member in members)
+        del self.level[i]
+
     def _keep(self, i: int, places: Iterable[int]) -> None:
         for place in places:
             key = (i, place)
@@ -67,10 +80,10 @@ class UsedMembers(Closure):
                 self._fresh.append(member.words)
                 self._wanted.extend(member.needs)
 
-    def _drain(self, calls: set[int] | None) -> None:
+    def _drain(self) -> None:
         while self.size <= self.limit:
             if self._todo:
-                super()._drain(calls)
+                super()._drain()
             elif self._wanted:
                 wanted = set(self._wanted).difference(self.level)
                 self._wanted.clear()
@@ -90,8 +103,8 @@ class UsedMembers(Closure):
             for i in self.graph.with_member(name) & self._parted:
                 self._keep(i, self.graph.slots(i).named[name])
 
-    def _declaration(self, i: int) -> Iterable[int]:
-        return self.graph.slots(i).needs if i in self._parted else super()._declaration(i)
+    def _needs(self, i: int) -> frozenset[int]:
+        return self.graph.slots(i).needs if i in self._parted else super()._needs(i)
 
 
 class OwnFile(Closure):
