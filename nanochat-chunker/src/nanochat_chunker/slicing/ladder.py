@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from nanochat_chunker.slicing.closure import Closure, Detail
 from nanochat_chunker.slicing.graph import DECLARED, Graph
@@ -59,16 +60,36 @@ class Ladder:
             return
         text = graph.project.text(path)
         limit = self._budget * len(text) / max(1, self._measure(text))  # in characters
-        for detail in self._rungs:
-            closure = self._closure(path, detail, limit)
-            closure.add(ids)
+        slice_ = self._whole(path, ids, roots, limit)
+        if slice_ is not None:
+            yield slice_
+            return
+        yield from self._parts(path, definitions or roots, limit, left_out)
+
+    def _whole(
+        self, path: str, ids: Sequence[int], roots: Sequence[int], limit: float
+    ) -> Slice | None:
+        """A file as one document, with the most detail that fits.
+
+        The closure grows from the least detail to the most, since each holds what the one before
+        does: what does not fit at the first step is known at once.
+        """
+        fitting: list[tuple[Detail, dict[str, Any]]] = []
+        closure = self._closure(path, self._rungs[-1], limit)
+        closure.add(ids)
+        for detail in reversed(self._rungs):
+            if detail is not closure.detail:
+                closure.raise_to(detail)
             if closure.size > limit:
-                continue
+                break
+            fitting.append((detail, closure.copy()))
+        for detail, state in reversed(fitting):
+            closure.detail = detail
+            closure.restore(state)
             slice_ = self._write(closure, roots, "file, " + detail.name)
             if slice_ is not None:
-                yield slice_
-                return
-        yield from self._parts(path, definitions or roots, limit, left_out)
+                return slice_
+        return None
 
     def _closure(self, path: str, detail: Detail, limit: float) -> Closure:
         kind = UsedMembers if detail.used else OwnFile if detail.includes else Closure
