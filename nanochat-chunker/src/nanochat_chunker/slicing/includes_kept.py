@@ -42,8 +42,10 @@ class ExternalIncludes:
                     key = (target, angle)
                     self._others[key] = self._others.get(key, 0) | bit
 
-    def of(self, ids: Sequence[int], roots: Iterable[int], words: Set[str], text: str) -> list[str]:
-        """The lines for a document of these items, with these words in its text."""
+    def of(
+        self, ids: Sequence[int], roots: Iterable[int], words: Set[str], pieces: Sequence[str]
+    ) -> list[str]:
+        """The lines for a document of these items, with their text and its words of `words_of`."""
         graph, project = self._graph, self._graph.project
         paths = dict.fromkeys(graph.paths[i] for i in ids)
         root_paths = {graph.paths[i] for i in roots}
@@ -71,19 +73,19 @@ class ExternalIncludes:
             ]
         for (target, angle), files in self._others.items():
             if files & of_roots or (
-                files & around and self._needs(target, angle, bool(files & own), words, text)
+                files & around and self._needs(target, angle, bool(files & own), pieces)
             ):
                 lines.append(f"#include <{target}>\n" if angle else f'#include "{target}"\n')
         return [*dict.fromkeys(lines), "\n"] if lines else []
 
-    def _needs(self, target: str, angle: bool, gives: bool, words: Set[str], text: str) -> bool:
+    def _needs(self, target: str, angle: bool, gives: bool, pieces: Sequence[str]) -> bool:
         """Whether an include of a file that is no root's, and `gives` items or not, is needed."""
         folder = target.rpartition("/")[0]
         if folder and folder in self._folders:
             return False  # a file of the project itself, generated
         if gives and (angle or target in _LIBRARIES):
             return True
-        return bool(folder) and _mentions(text, words, target)
+        return bool(folder) and _mentions("".join(pieces), target)
 
 
 def _folders(paths: Iterable[str]) -> frozenset[str]:
@@ -95,7 +97,7 @@ def _folders(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _mentions(text: str, words: Set[str], target: str) -> bool:
+def _mentions(text: str, target: str) -> bool:
     """Whether code speaks of a header that is neither the project's nor the system's."""
     for word in re.split(r"[/.]", target)[:-1]:
         speaks = _SPEAKS.get(word)
@@ -103,9 +105,8 @@ def _mentions(text: str, words: Set[str], target: str) -> bool:
             if re.search(rf"\b(?:{speaks})", text):
                 return True
         elif len(word) > 2:
-            low = word.lower()
-            if any(known[: len(low)].lower() == low for known in words
-                   if known[len(low) : len(low) + 1] in ("", "_")):  # fmt: skip
+            low, lower = word.lower(), text.lower()
+            if low in lower and re.search(rf"\b{re.escape(low)}(?:_|\b)", lower):
                 return True
     return False
 

@@ -209,5 +209,4 @@ def root_of(graph: Graph, i: int) -> Root:
     item, path = graph.items[i], graph.paths[i]
     name = item.names[0] if item.names else ""
     parts = [part for part in (item.qualifier, item.owner, name) if part]
-    line = graph.project.text(path).count("\n", 0, item.begin) + 1
-    return Root(path, line, "::".join(parts), item.kind)
+    return Root(path, graph.project.line(path, item.begin), "::".join(parts), item.kind)

@@ -20,7 +20,8 @@ class Renderer:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._texts: dict[tuple[int, int], tuple[str, frozenset[str]]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
+        self._words: dict[tuple[int, int], frozenset[str]] = {}
         self._kept = 0
         self._includes = ExternalIncludes(graph)
         self._platform = PlatformMacros(graph.project)
@@ -45,6 +46,7 @@ class Renderer:
         scope: Scope = ()
         defined: set[str] = set()
         opened = {""}  # namespaces
+        pieces: list[str] = []
         words: set[str] = set()
         last = -2
         for i in ids:
@@ -71,16 +73,17 @@ class Renderer:
                 piece = _text(self._graph, i, level[i], members[i]).strip("\n") + "\n"
                 words.update(words_of(piece))
             else:
-                piece, named = self._text(i, level[i])
-                words |= named
+                piece = self.text_of(i, level[i])
+                words |= self._words[i, level[i]]
             out.append(piece)
+            pieces.append(piece)
             last = i
         _switch(out, scope, ())
         text = "".join(out)
         if own_includes:
             macros = self._platform.of(self._graph.paths[ids[0]])
             return "".join(f"#define {name} 1\n" for name in macros) + text
-        return "".join(self._includes.of(ids, roots, words, text)) + text
+        return "".join(self._includes.of(ids, roots, words, pieces)) + text
 
     def _declare_namespace(self, i: int, opened: set[str]) -> str:
         """The namespace that an alias or a directive names, where nothing of it came before."""
@@ -100,19 +103,17 @@ class Renderer:
 
     def text_of(self, i: int, level: int) -> str:
         """An item as it stands in a document, with its line's end."""
-        return self._text(i, level)[0]
-
-    def _text(self, i: int, level: int) -> tuple[str, frozenset[str]]:
-        """An item as it is written at a level, and its words."""
-        found = self._texts.get((i, level))
+        key = (i, level)
+        found = self._texts.get(key)
         if found is None:
-            text = _text(self._graph, i, level).strip("\n") + "\n"
-            found = text, words_of(text)
+            found = _text(self._graph, i, level).strip("\n") + "\n"
+            if key not in self._words:
+                self._words[key] = words_of(found)
             if self._kept > _MAX_KEPT:
                 self._texts.clear()
                 self._kept = 0
-            self._texts[i, level] = found
-            self._kept += len(text)
+            self._texts[key] = found
+            self._kept += len(found)
         return found
 
 

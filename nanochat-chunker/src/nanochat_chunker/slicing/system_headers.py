@@ -1,9 +1,6 @@
 """Which words speak for which header of the standard library."""
 
-import re
 from collections.abc import Mapping, Set
-
-_WORD = re.compile(r"[A-Za-z_]\w*")
 
 # A header that is not here is kept wherever a file of the document includes it.
 _WORDS: Mapping[str, frozenset[str]] = {
@@ -131,6 +128,14 @@ OF_WORDS: Mapping[str, frozenset[str]] = {
 }
 
 
+_KNOWN = frozenset().union(
+    *(words for table in (_WORDS, _SOME_WORDS, OF_WORDS) for words in table.values())
+)
+_BLANKED = {
+    code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")
+}  # what may stand between words
+
+
 def headers_of(word: str) -> list[str]:
     """The headers of the standard library that a word speaks for, the likeliest first."""
     return [
@@ -142,8 +147,9 @@ def headers_of(word: str) -> list[str]:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(_WORD.findall(text))
+    """The words of a text that speak for a header of the standard library."""
+    # Far faster than a regular expression for words: most of what a document is, is asked.
+    return _KNOWN.intersection(text.translate(_BLANKED).split())
 
 
 def may_need(words: Set[str], header: str) -> bool:
