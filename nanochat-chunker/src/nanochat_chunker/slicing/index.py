@@ -52,7 +52,9 @@ def build(
         items=tuple(_merge(parsed, prepared.events)),
         cuts=tuple(prepared.cuts),
         events=tuple(prepared.events),
-        unknown=frozenset(parsed.unknown - local.keys()),
+        guesses=tuple(
+            (name, tuple(guesses)) for name, guesses in parsed.guesses.items() if name not in local
+        ),
         off=tuple(dict.fromkeys(prepared.off)),
         fragment=any(item.kind == "statement" for item in parsed.items),
         once=bool(prepared.guard) or prepared.pragma_once,

@@ -1,6 +1,7 @@
 """What macros mean to the splitting of code: scopes, declarations, or nothing."""
 
 import re
+from collections import defaultdict
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.items import Frame
@@ -12,108 +13,166 @@ _SCOPE_TEXT = re.compile(
     r'\s*(?:(inline\s+)?namespace(\s+[\w:]+)?\s*\{|extern\s*"C(?:\+\+)?"\s*\{|(\}))'
 )
 _SCOPE_NAME = re.compile(r"BEGIN|END|OPEN|CLOSE|PUSH|POP|DISABLE|ENABLE|RESTORE|IGNORE|NAMESPACE")
-
-
 _STAND_IN = "an_argument"
+_MAX_NAMES = 8  # in the arguments of a call that is taken for a guess
+_NOT_CALLED = frozenset(("static_assert", "alignas", "decltype", "__attribute__", "asm"))
+_GOES_ON = frozenset((";", "{", "-", ".", "=", ",", ")", ":", "[", "<", "@"))
+
+Frames = list[Frame | None]
+
+
+class Guess(NamedTuple):
+    """What was taken for granted of a name that is no known macro.
+
+    `kinds` are the arguments of its call by what they begin with, or None where only the text
+    tells; `names` the names in them. `first` is the character after the call, `alone` whether the
+    line ends there. `result` is what `call` or `bare` said.
+    """
+
+    how: str  # bare, call or declared
+    result: str | bool | None
+    kinds: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
+    first: str = ""
+    alone: bool = False
+
+
+Guesses = dict[str, set[Guess]]  # by name
 
 
 class _Shape(NamedTuple):
     """What a call expands to, as `_meaning` says, and its last character."""
 
-    what: "list[Frame | None] | str | None"
+    what: Frames | str | None
     last: str
 
 
 class MacroShapes:
-    """The macros of one file by what they do; names that may be macros go to `unknown`."""
+    """The macros of one file by what they do, and the guesses at names that may be macros."""
 
-    def __init__(self, clean: str, lookup: Lookup, unknown: set[str]) -> None:
+    def __init__(self, lookup: Lookup, clean: str = "") -> None:
         self.clean = clean
-        self.unknown = unknown
+        self.guesses: Guesses = defaultdict(set)
         self._macros = Table(lookup)
-        self._calls: dict[tuple[str, ...], _Shape | None] = {}
+        self._standing: dict[tuple[str, ...], _Shape | None] = {}
 
-    def bare(self, word: str) -> "list[Frame | None] | str | None":
+    def bare(self, word: str) -> Frames | str | None:
         """What a word alone on its line is: scopes, "drop", "call", or None for no macro."""
         macro = self._macros[word]
         if macro is None:
             if word.isupper() and len(word) > 3 and "_" in word:
-                self.unknown.add(word)
-                if _SCOPE_NAME.search(word):
-                    return "drop"
+                result = "drop" if _SCOPE_NAME.search(word) else None
+                self.guesses[word].add(Guess("bare", result))
+                return result
             return None
         if macro.params is not None:
             return None
         return _meaning(expand(word, self._macros))
 
-    def call(self, before: str, end: int, owner: str | None) -> "list[Frame | None] | bool":
+    def call(self, before: str, end: int, owner: str | None) -> Frames | bool:
         """Whether `NAME(...)` at the start of an item ends it here, with no `;` to come."""
         found = CALL.match(before)
         if found is None:
             return False
         name = found[1]
-        if name == owner or name in (
-            "static_assert",
-            "alignas",
-            "decltype",
-            "__attribute__",
-            "asm",
-        ):
+        if name == owner or name in _NOT_CALLED:
             return False
-        macro = self._macros[name]
-        shape = None
-        if macro is not None and macro.params is not None:
-            shape = self._shape(name, end)
-            if isinstance(shape.what, list):
-                return shape.what
         following = self.clean[end : end + 400]
-        stripped = following.lstrip()
-        first = stripped[:1]
-        if shape is not None and shape.what == "call" and first != ";":
-            return True
-        if first in (";", "{", "-", ".", "=", ",", ")", ":", "[", "<", "@"):
+        first = following.lstrip()[:1]
+        newline = following.find("\n")
+        alone = first == "" or (newline >= 0 and not following[:newline].strip())
+        macro = self._macros[name]
+        if macro is not None:
+            shape = self._shape(name, end) if macro.params is not None else None
+            return _ends(shape, first, alone)
+        if first in _GOES_ON or name in KEYWORDS:
             return False
+        result = alone and (name.isupper() or "_" in name)
+        _, arguments = self._arguments(name, end)
+        words = [token for each in arguments or () for token in each if _is_name(token)]
+        few = arguments is not None and len(words) <= _MAX_NAMES
+        kinds = _kinds(arguments) if arguments is not None and few else None
+        names = tuple(words) if few else ()
+        self.guesses[name].add(Guess("call", result, kinds, names, first, alone))
+        return result
+
+    def guess_declared(self, name: str) -> None:
+        """Notes that `NAME(...);` was taken for a declaration."""
+        self.guesses[name].add(Guess("declared", None))
+
+    def holds(self, name: str, guess: Guess) -> bool:
+        """Whether a guess at a name is right by these macros."""
+        macro = self._macros[name]
         if macro is None:
-            if name in KEYWORDS:
+            return True
+        if guess.how == "bare":
+            return self.bare(name) == guess.result
+        if guess.how == "declared":
+            return macro.params is None
+        shape = None
+        if macro.params is not None:
+            if guess.kinds is None or any(self._is_called(word) for word in guess.names):
                 return False
-            self.unknown.add(name)
-            if not name.isupper() and "_" not in name:
+            shape = self._stands(name, guess.kinds)
+            if shape is None:
                 return False
-            newline = following.find("\n")
-            return first == "" or (newline >= 0 and not following[:newline].strip())
-        if shape is None:
-            return False
-        if not shape.last:
-            newline = following.find("\n")
-            return first == "" or (newline >= 0 and not following[:newline].strip())
-        return shape.last in ";}"
+        return _ends(shape, guess.first, guess.alone) == guess.result
 
     def _shape(self, name: str, end: int) -> _Shape:
         """What a call expands to; asked once for all calls that differ in their arguments only."""
+        call, arguments = self._arguments(name, end)
+        shape = None
+        if arguments is not None and not any(
+            self._is_called(token) for each in arguments for token in each if _is_name(token)
+        ):
+            shape = self._stands(name, _kinds(arguments))
+        return shape or _shape_of(expand(call, self._macros))
+
+    def _arguments(self, name: str, end: int) -> tuple[str, list[list[str]] | None]:
+        """A call that ends at `end`, and its arguments."""
         begin = self.clean.rfind(name, 0, end)
         call = name + self.clean[self.clean.find("(", begin) : end]
-        arguments, _ = arguments_at(tokens_of(call), 1)
-        if arguments is None or any(self._calls_macro(argument) for argument in arguments):
-            return _shape_of(expand(call, self._macros))
-        firsts = ("".join(argument).strip()[:1] for argument in arguments)
-        kinds = tuple(_STAND_IN if first not in ("", "(") else first for first in firsts)
+        return call, arguments_at(tokens_of(call), 1)[0]
+
+    def _stands(self, name: str, kinds: tuple[str, ...]) -> _Shape | None:
+        """What all calls with arguments of these kinds expand to; None where that depends."""
         key = (name, *kinds)
-        if key not in self._calls:
+        if key not in self._standing:
             standing = ", ".join(f"({_STAND_IN})" if kind == "(" else kind for kind in kinds)
             text = expand(f"{name}({standing})", self._macros).rstrip()
             shape = _shape_of(text)
-            open_ones = isinstance(shape.what, list) or text.endswith((_STAND_IN, f"{_STAND_IN})"))
-            self._calls[key] = None if open_ones else shape
-        return self._calls[key] or _shape_of(expand(call, self._macros))
+            depends = isinstance(shape.what, list) or text.endswith((_STAND_IN, f"{_STAND_IN})"))
+            self._standing[key] = None if depends else shape
+        return self._standing[key]
 
-    def _calls_macro(self, argument: list[str]) -> bool:
+    def _is_called(self, word: str) -> bool:
         """Whether an argument is, for a list of macros, what is called for each."""
-        found = [self._macros[token] for token in argument if token[0].isalpha() or token[0] == "_"]
-        return any(macro is not None and macro.params is not None for macro in found)
+        macro = self._macros[word]
+        return macro is not None and macro.params is not None
 
 
-def _meaning(text: str) -> "list[Frame | None] | str | None":
-    frames: list[Frame | None] = []
+def _kinds(arguments: list[list[str]]) -> tuple[str, ...]:
+    firsts = ("".join(argument).strip()[:1] for argument in arguments)
+    return tuple(_STAND_IN if first not in ("", "(") else first for first in firsts)
+
+
+def _is_name(token: str) -> bool:
+    return token[0].isalpha() or token[0] == "_"
+
+
+def _ends(shape: _Shape | None, first: str, alone: bool) -> Frames | bool:
+    """Whether the call of a macro ends an item, by what it expands to and what comes after."""
+    if shape is not None and isinstance(shape.what, list):
+        return shape.what
+    if shape is not None and shape.what == "call" and first != ";":
+        return True
+    if shape is None or first in _GOES_ON:
+        return False
+    return shape.last in ";}" if shape.last else alone
+
+
+def _meaning(text: str) -> Frames | str | None:
+    frames: Frames = []
     position = 0
     while True:
         found = _SCOPE_TEXT.match(text, position)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.macro_shapes import Guess
 from nanochat_chunker.slicing.preprocess import Event
 
 
@@ -17,7 +18,8 @@ class FileIndex:
     items: tuple[Item, ...] = ()
     cuts: tuple[tuple[int, int], ...] = ()  # spans that the configuration leaves out
     events: tuple[Event, ...] = ()  # the directives of the configuration
-    unknown: frozenset[str] = frozenset()  # what may be macros of other files
+    # At names that may be macros of other files.
+    guesses: tuple[tuple[str, tuple[Guess, ...]], ...] = ()
     off: tuple[str, ...] = ()  # quoted includes that the configuration leaves out
     fragment: bool = False  # holds statements outside of functions: part of another file
     once: bool = False  # has an include guard

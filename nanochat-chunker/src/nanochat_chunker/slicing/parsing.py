@@ -12,7 +12,7 @@ from nanochat_chunker.slicing.brackets import Brackets
 from nanochat_chunker.slicing.declarations import Declared, Head
 from nanochat_chunker.slicing.item_maker import ItemMaker
 from nanochat_chunker.slicing.items import Frame, Item, Scope
-from nanochat_chunker.slicing.macro_shapes import CALL, MacroShapes
+from nanochat_chunker.slicing.macro_shapes import CALL, Guesses, MacroShapes
 from nanochat_chunker.slicing.macros import Lookup
 
 _SPACES = re.compile(r"\s*")
@@ -27,10 +27,10 @@ _MAX_DEPTH = 24  # classes within classes; deeper ones are taken whole
 
 @dataclass
 class Parsed:
-    """`unknown` are names in the place of macros that the file does not define itself."""
+    """`guesses` are at names in the place of macros that the file does not define itself."""
 
     items: list[Item] = field(default_factory=list)
-    unknown: set[str] = field(default_factory=set)
+    guesses: Guesses = field(default_factory=dict)
     scopes: list[tuple[int, Scope]] = field(default_factory=list)  # from a position on
 
 
@@ -38,6 +38,7 @@ def parse(text: str, clean: str, lookup: Lookup) -> Parsed:
     """The items of a file, those of namespaces flattened. `lookup` gives the macros known."""
     file = _File(text, clean, lookup)
     file.parsed.items = _Run(file, 0, len(file.brackets.at), 0, len(clean), None, 0).items()
+    file.parsed.guesses = file.shapes.guesses
     return file.parsed
 
 
@@ -50,7 +51,7 @@ class _File:
         self.parsed = Parsed()
         self.brackets = Brackets(clean)
         self.maker = ItemMaker(text, clean)
-        self.shapes = MacroShapes(clean, lookup, self.parsed.unknown)
+        self.shapes = MacroShapes(lookup, clean)
 
 
 class _Run:
@@ -323,7 +324,7 @@ class _Run:
             if macro is not None and macro.params is not None:
                 return Declared("call", ())
             if macro is None and declared.names[0].isupper():
-                self._file.parsed.unknown.add(declared.names[0])
+                self._file.shapes.guess_declared(declared.names[0])
         return declared
 
     def _after_class(self, close: int) -> tuple[int, int]:

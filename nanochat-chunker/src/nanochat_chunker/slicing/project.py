@@ -19,6 +19,7 @@ from nanochat_chunker.slicing.configuration import (
 )
 from nanochat_chunker.slicing.index import build
 from nanochat_chunker.slicing.items import Item, Scope
+from nanochat_chunker.slicing.macro_shapes import MacroShapes
 from nanochat_chunker.slicing.macros import Macro
 from nanochat_chunker.slicing.model import FileIndex, Told
 from nanochat_chunker.slicing.preprocess import Event, predefined_for, within
@@ -247,7 +248,7 @@ class Configured:
                 position += 1
             if descend:
                 continue
-            if any(self._shapes(name) for name in file.unknown):
+            if not self._guessed_right(file):
                 self._rebuild(path)
             if stack:
                 self.closure[stack[-1][0]] |= self.closure[path]
@@ -271,9 +272,12 @@ class Configured:
             )
         return evaluate(expression, lookup)
 
-    def _shapes(self, name: str) -> bool:
-        """Whether the macro `name` changes where items begin and end."""
-        return self._ever(name, self._seen) is not None
+    def _guessed_right(self, file: FileIndex) -> bool:
+        """Whether macros of other files leave items to begin and end where they did."""
+        seen = self._seen
+        guesses = [each for each in file.guesses if self._ever(each[0], seen) is not None]
+        shapes = MacroShapes(lambda name: self._ever(name, seen))
+        return all(shapes.holds(name, guess) for name, found in guesses for guess in found)
 
     def _ever(self, name: str, seen: int) -> Macro | None:
         """The last definition of `name` in the files of `seen`, undefined again or not."""
