@@ -226,6 +226,8 @@ class Macros:
         item = self._ordered.items[i]
         code = self._project.text(self._ordered.paths[i])[item.begin : item.end]
         calls: dict[str, None] = {}
+        if name not in code:
+            return []
         for found in re.finditer(rf"\b{name}\s*\(", code):
             depth = 0
             for end in re.finditer(r"[()]", code[found.start() : found.start() + _MAX_CALL]):

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from nanochat_chunker.slicing.expansion import Macros, chain_of
 from nanochat_chunker.slicing.items import Item
@@ -21,11 +21,11 @@ Ids = tuple[int, ...]
 class _Meaning:
     """What one name may mean in one scope of one file, before the place of its use is known."""
 
-    __slots__ = ("by_last", "far_groups", "first", "groups", "inner", "macros")
+    __slots__ = ("by_last", "far_groups", "first", "groups", "inner", "macros", "only")
 
     def __init__(
         self, first: str, inner: tuple[str, ...], macros: Ids, groups: tuple[Ids, ...],
-        far_groups: tuple[Ids, ...], by_last: Ids,
+        far_groups: tuple[Ids, ...], by_last: Ids, only: int,
     ) -> None:  # fmt: skip
         self.first = first  # the first part of the name
         self.inner = inner  # later parts that are macros
@@ -33,6 +33,7 @@ class _Meaning:
         self.groups = groups  # of what the file itself includes, innermost scope first
         self.far_groups = far_groups  # of what its includers had before it, too
         self.by_last = by_last  # functions, by their name alone
+        self.only = only  # the item that it means wherever it is used, or -1
 
 
 class Lookup:
@@ -64,9 +65,8 @@ class Lookup:
         if known is None:
             known = self._known.setdefault((path, qualifier), {})
         found: set[int] = set()
-        means = self._symbols.known
-        todo = [name for name in names if means[name]]
-        done = set(todo)
+        done = set(self._symbols.meant(names if isinstance(names, Set) else set(names)))
+        todo = list(done)
         most = len(done) + _MAX_THROUGH_MACROS
         while todo:
             name = todo.pop()
@@ -76,6 +76,9 @@ class Lookup:
                 meaning = known[name] = self._meaning(name, path, qualifier)
                 self._kept += 1
             if meaning is None:
+                continue
+            if meaning.only >= 0 and meaning.only != i and name not in item.names:
+                found.add(meaning.only)
                 continue
             more: list[str] = list(meaning.inner)
             if meaning.macros:
@@ -87,14 +90,9 @@ class Lookup:
                         (use for use in self._ordered.items[j].uses if use != meaning.first), ""
                     )
                     more.append(_renamed(target, name))
-            for use in more:
+            for use in self._symbols.meant(set(more)) - done if more else ():
                 # A name that means itself and more would grow without end, two such beyond count.
-                if (
-                    use not in done
-                    and means[use]
-                    and len(use) <= _LONGEST_NAME
-                    and len(done) < most
-                ):
+                if len(use) <= _LONGEST_NAME and len(done) < most:
                     done.add(use)
                     todo.append(use)
         if self._kept > _MAX_KEPT:
@@ -128,7 +126,12 @@ class Lookup:
             inner = tuple(part for part in later if part in symbols.macros)
         if not (inner or macros or groups or far or by_last):
             return None
-        return _Meaning(first, inner, macros, groups, far, by_last)
+        only = -1
+        if groups and len(groups[0]) == 1 and not inner and not macros:
+            item = self._ordered.items[groups[0][0]]
+            if "special" not in item.flags and item.kind != "namespace":
+                only = groups[0][0]
+        return _Meaning(first, inner, macros, groups, far, by_last, only)
 
     def _through_macro(self, i: int, name: str, meaning: _Meaning, found: set[int]) -> list[str]:
         """Adds the macro that a name is, and gives the names that it leads to."""

@@ -1,7 +1,7 @@
 """Which items a name may mean, by qualified name and by scope."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from nanochat_chunker.slicing.items import Item
 
@@ -28,7 +28,8 @@ class Symbols:
         self._names: set[str] = set()  # unqualified, of what is in the table
         self._name_parts: set[str] = set()  # and of the namespaces
         self._raw: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {}
-        self.known = _Known(self)
+        self._asked: set[str] = set()  # names of which it is known whether
+        self._meant: set[str] = set()  # they may mean something
 
     def add_namespaces(self, item: Item) -> None:
         qualifier = item.qualifier
@@ -101,8 +102,17 @@ class Symbols:
                 found.extend(self._at(namespace, name.split("::")))
         return found
 
-    def may_mean(self, name: str) -> bool:
-        """Whether a name may mean something of the project, in any scope: see `known`."""
+    def meant(self, names: Set[str]) -> Set[str]:
+        """Of some names those that may mean something, in any scope. Most in a body do not."""
+        new = names - self._asked
+        if new:
+            self._asked |= new
+            self._meant.update(name for name in new if self._may_mean(name))
+        return names & self._meant
+
+    def _may_mean(self, name: str) -> bool:
+        if name[0] == "." or name == "main":
+            return False
         if name in self._names or name in self.macros:
             return True
         parts = name.removeprefix("::").split("::")
@@ -143,16 +153,3 @@ class Symbols:
             if name not in self.namespaces:
                 return []
         return []
-
-
-class _Known(dict[str, bool]):
-    """For each name whether it may mean something of the project. Most names in a body do not."""
-
-    def __init__(self, symbols: Symbols) -> None:
-        super().__init__()
-        self._symbols = symbols
-
-    def __missing__(self, name: str) -> bool:
-        found = name[0] != "." and name != "main" and self._symbols.may_mean(name)
-        self[name] = found
-        return found

@@ -131,9 +131,9 @@ OF_WORDS: Mapping[str, frozenset[str]] = {
 _KNOWN = frozenset().union(
     *(words for table in (_WORDS, _SOME_WORDS, OF_WORDS) for words in table.values())
 )
-_BLANKED = {
-    code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")
-}  # what may stand between words
+_BLANKED = "".join(  # what may stand between words
+    chr(code) if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128)
+)
 
 
 def headers_of(word: str) -> list[str]:
