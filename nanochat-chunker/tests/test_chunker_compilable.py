@@ -197,7 +197,7 @@ def test_a_changed_file_is_read_again_after_a_kill(make, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("flags", [[], ["--compilable"]])
 def test_ray_gives_the_same_bytes(make, tmp_path, flags):
-    pytest.importorskip("ray", reason="ray is not installed (the extra ray)")
+    pytest.importorskip("ray", reason="ray is not installed here: hatch run ray:test")
     folder = make(zoo(3, 8))
     common = ["--project-dirs", str(folder), "--max-tokens", "400", *flags]
     assert main([*common, "--output", str(tmp_path / "here"), "--executor", "serial"]) == 0
