@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nanochat_chunker.slicing.bottom_up import bottom_up
 from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import DECLARED, FULL
 
-DECLARED, FULL = 1, 2  # how much of an item a document holds
 _OVERHEAD = 4  # characters around an item, about
 
 
@@ -99,10 +100,10 @@ class Closure:
         return False
 
     def finished(self) -> dict[int, int]:
-        """The items with the directives they stood under, in the project's order."""
+        """The items with the directives they stood under, in the order of the document."""
         level = dict(self.level)
         self._directives(level)
-        return dict(sorted(level.items()))
+        return bottom_up(self.graph, dict(sorted(level.items())))
 
     def _take(self, i: int, level: int) -> None:
         old = self.level.get(i, 0)

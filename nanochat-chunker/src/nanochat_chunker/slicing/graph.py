@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nanochat_chunker.slicing.expansion import Macros
 from nanochat_chunker.slicing.items import Item, flatten
 from nanochat_chunker.slicing.lookup import Lookup
-from nanochat_chunker.slicing.names import names_in, outermost
+from nanochat_chunker.slicing.names import LastNames, names_in, outermost
 from nanochat_chunker.slicing.ordering import Ordered
 from nanochat_chunker.slicing.project import Configured
 from nanochat_chunker.slicing.symbols import Symbols
@@ -60,6 +60,7 @@ class Graph:
         for i, item in enumerate(self.items):
             self.symbols.add(i, item)
         self.lookup = Lookup(ordered, self.symbols, macros)
+        self.last_names = LastNames()
         self._decl: dict[int, Ids] = {}
         self._body: dict[int, Ids] = {}
         self._callees: dict[int, Ids] = {}
