@@ -84,11 +84,39 @@ class Closure:
 
     def try_add(self, root: int, limit: float) -> bool:
         """Takes one more root in; where that is more than `limit`, stays as it was."""
-        length, roots, size, waiting = len(self._journal), len(self.roots), self.size, self._waiting
-        self._waiting = set(waiting)
+        before = self.mark()
         self.add([root])
         if self.size <= limit:
             return True
+        self.undo(before)
+        return False
+
+    def need_bodies(self, ids: Iterable[int], limit: float) -> list[int] | None:
+        """Takes functions in, with all they need; gives what came, None where it is too long."""
+        length, old_limit = len(self._journal), self.limit
+        self.limit = limit
+        self.need(ids, whole=True)
+        self.limit = old_limit
+        return None if self.size > limit else [i for i, old in self._journal[length:] if not old]
+
+    def see(self, files: int) -> None:
+        """More files are seen, and what comes along unasked from them."""
+        graph, new = self.graph, files & ~self._seen
+        self._seen |= files
+        if new:
+            for i in self.level:
+                for j in graph.companions(i):
+                    if new >> graph.bits[j] & 1:
+                        self._waiting.add(j)
+
+    def mark(self) -> tuple[int, int, int, set[int], int]:
+        """What `undo` needs to go back to here."""
+        waiting = self._waiting
+        self._waiting = set(waiting)
+        return len(self._journal), len(self.roots), self.size, waiting, self._seen
+
+    def undo(self, mark: tuple[int, int, int, set[int], int]) -> None:
+        length, roots, self.size, self._waiting, self._seen = mark
         for i, old in reversed(self._journal[length:]):
             if old:
                 self.level[i] = old
@@ -96,8 +124,7 @@ class Closure:
                 del self.level[i]
         del self._journal[length:]
         del self.roots[roots:]
-        self.size, self._waiting = size, waiting
-        return False
+        self._todo.clear()
 
     def finished(self) -> dict[int, int]:
         """The items with the directives they stood under, in the order of the document."""

@@ -7,6 +7,7 @@ from nanochat_chunker.slicing.closure import DECLARED, Closure, Detail
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
+from nanochat_chunker.slicing.other_sources import OtherSources
 from nanochat_chunker.slicing.rendering import Renderer, paths_of
 from nanochat_chunker.slicing.slim import OwnFile, UsedMembers
 
@@ -39,6 +40,7 @@ class Ladder:
         self._budget = options.budget
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
+        self._others = OtherSources(graph)
         self._heavy: dict[tuple[int, str, int], bool] = {}
         self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
@@ -64,7 +66,12 @@ class Ladder:
             closure.add(ids)
             if closure.size > limit:
                 continue
+            alone = closure.mark()
+            brought = self._others.bring(closure, limit * _FULL)
             slice_ = self._write(closure, roots, "file, " + detail.name)
+            if slice_ is None and brought:
+                closure.undo(alone)
+                slice_ = self._write(closure, roots, "file, " + detail.name)
             if slice_ is not None:
                 yield slice_
                 return

@@ -1,0 +1,132 @@
+"""Whether items of sources that do not see each other can stand in one document."""
+
+from collections.abc import Iterable, Sequence
+
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import Item, flatten
+from nanochat_chunker.slicing.symbols import NAMED
+
+_DECLARE = frozenset(("prototype", "forward", "extern"))
+
+
+class _File:
+    """What one file gives to a document: the names it introduces, and the words in it."""
+
+    __slots__ = ("introduces", "macros", "members", "words")
+
+    def __init__(self) -> None:
+        self.introduces: dict[str, list[int]] = {}
+        self.macros: set[str] = set()
+        self.words: set[str] = set()
+        self.members: set[str] = set()  # words that only name members of objects
+
+    def copy(self) -> "_File":
+        new = _File()
+        new.introduces = {name: list(ids) for name, ids in self.introduces.items()}
+        new.macros, new.words = set(self.macros), set(self.words)
+        new.members = set(self.members)
+        return new
+
+
+class Meeting:
+    """The files of a document, and what each would make of the others' names."""
+
+    def __init__(self, graph: Graph, level: Iterable[int]) -> None:
+        self._graph = graph
+        self._files: dict[str, _File] = {}
+        self._enter(level, self._files)
+
+    def admits(self, came: Sequence[int], bodies: Sequence[int]) -> bool:
+        """Whether items may join the document, for the sake of `bodies`; they do where they may."""
+        paths = {self._graph.paths[i] for i in came}
+        new = {path: self._files[path].copy() for path in paths if path in self._files}
+        self._enter(came, new)
+        for path, file in new.items():
+            for other, theirs in self._files.items():
+                if other in new:
+                    theirs = new[other]
+                if other == path:
+                    continue
+                if self._collides(path, file, other, theirs, bodies) or (
+                    other not in new and self._collides(other, theirs, path, file, bodies)
+                ):
+                    return False
+            for other in new.keys() - self._files.keys() - {path}:
+                if self._collides(path, file, other, new[other], bodies):
+                    return False
+        self._files.update(new)
+        return True
+
+    def _enter(self, ids: Iterable[int], files: dict[str, _File]) -> None:
+        graph = self._graph
+        for i in ids:
+            item = graph.items[i]
+            file = files.setdefault(graph.paths[i], _File())
+            if item.kind == "define":
+                file.macros.update(item.names)
+            elif item.kind in NAMED and not _is_member(graph, i):
+                for name in item.names:
+                    file.introduces.setdefault(name, []).append(i)
+            _words(item, file)
+            for member in flatten(item.members):
+                _words(member, file)
+
+    def _collides(
+        self, path: str, file: _File, other: str, theirs: _File, bodies: Sequence[int]
+    ) -> bool:
+        """Whether words in a file would mean what another has, which it does not see."""
+        project = self._graph.project
+        context = project.context(path)
+        if context >> project.bit[other] & 1:
+            return False
+        if not (theirs.macros.isdisjoint(file.words) and theirs.macros.isdisjoint(file.members)):
+            return True
+        both = context & project.context(other)
+        return any(
+            not self._same(name, i, file, both, bodies)
+            for name in theirs.introduces.keys() & file.words
+            for i in theirs.introduces[name]
+        )
+
+    def _same(self, name: str, i: int, file: _File, both: int, bodies: Sequence[int]) -> bool:
+        """Whether a name of `i` means the same to a file that does not see `i`."""
+        graph, item = self._graph, self._graph.items[i]
+        mine = [graph.items[k] for k in file.introduces.get(name, ())]
+        if item.kind == "using":
+            target = item.uses[0] if item.uses else ""
+            if any(other.kind == "using" and other.uses == item.uses for other in mine):
+                return True
+            return target.startswith("std::") and not mine
+        if "local" in item.flags:
+            return False
+        if item.kind not in _DECLARE and any(
+            other.kind not in _DECLARE and other.kind in NAMED for other in mine
+        ):
+            return False
+        prefix = graph.qualifiers[i] + "::" if graph.qualifiers[i] else ""
+        if _class_or_namespace(graph, i):
+            prefix = _class_or_namespace(graph, i) + "::"
+        return any(
+            both >> graph.bits[k] & 1 and "local" not in graph.items[k].flags
+            for k in graph.symbols.table.get(prefix + name, ())
+        )
+
+
+def _class_or_namespace(graph: Graph, i: int) -> str:
+    return graph.symbols.owner_of(graph.items[i]) if graph.items[i].owner else ""
+
+
+def _is_member(graph: Graph, i: int) -> bool:
+    owner = _class_or_namespace(graph, i)
+    return bool(owner) and owner not in graph.symbols.namespaces
+
+
+def _words(item: Item, file: _File) -> None:
+    file.words.update(item.names)
+    for use in (*item.uses, *item.body_uses):
+        if use[0] == ".":
+            file.members.add(use[1:])
+        elif "::" in use:
+            file.words.update(use.removeprefix("::").split("::"))
+        else:
+            file.words.add(use)

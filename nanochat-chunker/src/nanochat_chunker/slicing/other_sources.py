@@ -1,0 +1,165 @@
+"""Bodies from sources that the file of a document does not see: of functions that it calls.
+
+Two sources are two translation units: what one of them names must not come to mean what the other
+has. A body comes with all it needs or, where that would collide or be too long, not at all.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from nanochat_chunker.slicing.closure import Closure
+from nanochat_chunker.slicing.foreign import Meeting
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import FULL, flatten
+from nanochat_chunker.slicing.preprocess import is_c
+
+_MAX_BODIES = 4  # overloads of one name
+_MAX_TRIED = 64  # bodies that one document tries to take in
+_HAVE_BODIES = ("function", "call")
+
+
+class OtherSources:
+    """Takes bodies from other sources into closures that have room for them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._member_names: dict[int, tuple[tuple[str, str], ...]] = {}
+        self._directives: dict[str, frozenset[str]] = {}
+
+    def bring(self, closure: Closure, limit: float) -> bool:
+        """Takes in bodies up to as many calls away as the closure's detail says, nearest first.
+
+        Each only where the closure stays within `limit`. Whether any came.
+        """
+        found = False
+        items, detail = self._graph.items, closure.detail
+        seen = self._graph.project.context(closure.path)
+        near = [i for i in closure.roots if items[i].kind in _HAVE_BODIES]
+        met = set(near)
+        meeting: Meeting | None = None
+        members: dict[str, set[str]] | None = None
+        tried = 0
+        closure.detail = replace(detail, depth=0)  # distances are counted here
+        for _ in range(detail.depth):
+            far: list[int] = []
+            for i in near:
+                far += [j for j in self._graph.callees(i) if closure.level.get(j) == FULL]
+                if members is None:
+                    members = self._members_of(closure.level)
+                for bodies in self._bodies(seen, i, members):
+                    if tried == _MAX_TRIED or closure.level.get(bodies[0]) == FULL:
+                        continue
+                    size = sum(self._graph.size(j, False) for j in bodies)
+                    if closure.size + size > limit or not self._may_come(closure, bodies[0]):
+                        continue
+                    tried += 1
+                    meeting = meeting or Meeting(self._graph, closure.level)
+                    if self._take(closure, bodies, limit, meeting):
+                        found = True
+                        members = None
+                        far += bodies
+            near = [j for j in dict.fromkeys(far) if j not in met]
+            met.update(near)
+        if not found:
+            closure.detail = detail
+        return found
+
+    def _take(
+        self, closure: Closure, bodies: Sequence[int], limit: float, meeting: Meeting
+    ) -> bool:
+        before = closure.mark()
+        closure.see(self._graph.project.context(self._graph.paths[bodies[0]]))
+        came = closure.need_bodies(bodies, limit)
+        if came is not None and meeting.admits(came, bodies):
+            return True
+        closure.undo(before)
+        return False
+
+    def _bodies(self, seen: int, i: int, members: dict[str, set[str]]) -> Iterator[tuple[int, ...]]:
+        """The definitions of each function that `i` calls, if in a file that is not seen."""
+        graph = self._graph
+        named: dict[str, list[int]] = {}
+        for j in graph.callees(i):
+            named.setdefault(graph.qualifiers[j] + "::" + graph.items[j].names[0], []).append(j)
+        for owner, name in self._member_calls(i, members):
+            found = [
+                j
+                for j in graph.symbols.members.get(owner, ())
+                if graph.items[j].names[:1] == (name,) and graph.items[j].kind == "function"
+            ]
+            if found:
+                named[f"{owner}::{name}"] = found
+        for ids in named.values():
+            ids = [j for j in ids if not graph.project.skipped(graph.paths[j])]
+            one_file = len({graph.paths[j] for j in ids}) == 1
+            if one_file and len(ids) <= _MAX_BODIES and not seen >> graph.bits[ids[0]] & 1:
+                yield tuple(ids)
+
+    def _member_calls(self, i: int, members: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+        """Classes and the members of theirs that a body names."""
+        graph, item = self._graph, self._graph.items[i]
+        own = graph.symbols.owner_of(item) if item.owner else ""
+        for use in item.body_uses:
+            name = graph.last_names[use]
+            owners = members.get(name)
+            if owners is None:
+                continue
+            if use[0] == ".":
+                # Through an object whose class is not known: only one may have such a member.
+                owners = {own} if own in owners else owners
+            elif "::" in use:
+                scope = use.rpartition("::")[0].rpartition("::")[2]
+                owners = {owner for owner in owners if owner.rpartition("::")[2] == scope}
+            else:
+                owners = owners & {own}
+            if len(owners) == 1:
+                yield next(iter(owners)), name
+
+    def _members_of(self, level: Iterable[int]) -> dict[str, set[str]]:
+        """The classes that have a function of a name, by that name."""
+        found: dict[str, set[str]] = {}
+        for i in level:
+            if self._graph.items[i].kind == "class":
+                names = self._member_names.get(i)
+                if names is None:
+                    names = self._member_names[i] = tuple(dict.fromkeys(self._names_within(i)))
+                for name, owner in names:
+                    found.setdefault(name, set()).add(owner)
+        return found
+
+    def _names_within(self, i: int) -> Iterator[tuple[str, str]]:
+        item = self._graph.items[i]
+        if not item.names:
+            return
+        parts = [self._graph.qualifiers[i], item.owner, item.names[0]]
+        owner = "::".join(part for part in parts if part)
+        for member in item.members:
+            if member.kind in ("function", "prototype") and member.names:
+                if member.names[0] not in item.names:
+                    yield member.names[0], owner
+            elif member.kind == "class" and member.names:
+                for inner in flatten(member.members):
+                    if inner.kind in ("function", "prototype") and inner.names:
+                        yield inner.names[0], f"{owner}::{member.names[0]}"
+
+    def _may_come(self, closure: Closure, j: int) -> bool:
+        """Whether a function is known outside of its source, and its source fits the document."""
+        graph, item = self._graph, self._graph.items[j]
+        if not item.flags.isdisjoint(("local", "special", "inner")):
+            return False
+        if is_c(graph.paths[j]) != is_c(closure.path):
+            return False
+        return self._opened_by(graph.paths[j]) <= self._opened_by(closure.path)
+
+    def _opened_by(self, path: str) -> frozenset[str]:
+        """The namespaces that using-directives open for a file."""
+        found = self._directives.get(path)
+        if found is None:
+            graph = self._graph
+            seen = graph.project.context(path)
+            found = self._directives[path] = frozenset(
+                f"{graph.qualifiers[i]} {graph.items[i].names[0]}"
+                for i in graph.lookup.directives
+                if seen >> graph.bits[i] & 1
+            )
+        return found
