@@ -1,6 +1,6 @@
 """Whether items of sources that do not see each other can stand in one document."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item, flatten
@@ -31,31 +31,35 @@ class _File:
 class Meeting:
     """The files of a document, and what each would make of the others' names."""
 
-    def __init__(self, graph: Graph, level: Iterable[int]) -> None:
+    def __init__(self, graph: Graph, path: str, level: Iterable[int]) -> None:
+        """`level` are the items of a document around the file at `path`."""
         self._graph = graph
+        self._seen = graph.project.context(path)
         self._files: dict[str, _File] = {}
         self._enter(level, self._files)
 
-    def admits(self, came: Sequence[int], bodies: Sequence[int]) -> bool:
-        """Whether items may join the document, for the sake of `bodies`; they do where they may."""
+    def admits(self, came: Sequence[int], source: str) -> bool:
+        """Whether items that a source needs may join the document; where they may, they do."""
         paths = {self._graph.paths[i] for i in came}
         new = {path: self._files[path].copy() for path in paths if path in self._files}
         self._enter(came, new)
-        for path, file in new.items():
-            for other, theirs in self._files.items():
-                if other in new:
-                    theirs = new[other]
-                if other == path:
+        files = {**self._files, **new}
+        seen = self._graph.project.context(source)
+        for path in new:
+            for other in files:
+                if other == path or self._are_together(path, other, seen):
                     continue
-                if self._collides(path, file, other, theirs, bodies) or (
-                    other not in new and self._collides(other, theirs, path, file, bodies)
+                if self._collides(path, other, files) or (
+                    other not in new and self._collides(other, path, files)
                 ):
                     return False
-            for other in new.keys() - self._files.keys() - {path}:
-                if self._collides(path, file, other, new[other], bodies):
-                    return False
-        self._files.update(new)
+        self._files = files
         return True
+
+    def _are_together(self, path: str, other: str, seen: int) -> bool:
+        """Whether two files meet in a translation unit anyway."""
+        both = 1 << self._graph.project.bit[path] | 1 << self._graph.project.bit[other]
+        return both & self._seen == both or both & seen == both
 
     def _enter(self, ids: Iterable[int], files: dict[str, _File]) -> None:
         graph = self._graph
@@ -71,11 +75,9 @@ class Meeting:
             for member in flatten(item.members):
                 _words(member, file)
 
-    def _collides(
-        self, path: str, file: _File, other: str, theirs: _File, bodies: Sequence[int]
-    ) -> bool:
+    def _collides(self, path: str, other: str, files: Mapping[str, _File]) -> bool:
         """Whether words in a file would mean what another has, which it does not see."""
-        project = self._graph.project
+        project, file, theirs = self._graph.project, files[path], files[other]
         context = project.context(path)
         if context >> project.bit[other] & 1:
             return False
@@ -83,41 +85,43 @@ class Meeting:
             return True
         both = context & project.context(other)
         return any(
-            not self._same(name, i, file, both, bodies)
+            not self._same(name, i, file, context, both)
             for name in theirs.introduces.keys() & file.words
             for i in theirs.introduces[name]
         )
 
-    def _same(self, name: str, i: int, file: _File, both: int, bodies: Sequence[int]) -> bool:
+    def _same(self, name: str, i: int, file: _File, context: int, both: int) -> bool:
         """Whether a name of `i` means the same to a file that does not see `i`."""
         graph, item = self._graph, self._graph.items[i]
         mine = [graph.items[k] for k in file.introduces.get(name, ())]
         if item.kind == "using":
-            target = item.uses[0] if item.uses else ""
+            target = item.uses[0].removeprefix("::") if item.uses else ""
             if any(other.kind == "using" and other.uses == item.uses for other in mine):
                 return True
-            return target.startswith("std::") and not mine
+            if mine:
+                return False
+            seen = graph.symbols.table.get(target, ())
+            return target.startswith("std::") or any(context >> graph.bits[k] & 1 for k in seen)
         if "local" in item.flags:
             return False
         if item.kind not in _DECLARE and any(
             other.kind not in _DECLARE and other.kind in NAMED for other in mine
         ):
             return False
-        prefix = graph.qualifiers[i] + "::" if graph.qualifiers[i] else ""
-        if _class_or_namespace(graph, i):
-            prefix = _class_or_namespace(graph, i) + "::"
+        scope = _owner(graph, i) or graph.qualifiers[i]
         return any(
             both >> graph.bits[k] & 1 and "local" not in graph.items[k].flags
-            for k in graph.symbols.table.get(prefix + name, ())
+            for k in graph.symbols.table.get(f"{scope}::{name}" if scope else name, ())
         )
 
 
-def _class_or_namespace(graph: Graph, i: int) -> str:
+def _owner(graph: Graph, i: int) -> str:
+    """The qualified class or namespace of what is defined out of line, or ''."""
     return graph.symbols.owner_of(graph.items[i]) if graph.items[i].owner else ""
 
 
 def _is_member(graph: Graph, i: int) -> bool:
-    owner = _class_or_namespace(graph, i)
+    owner = _owner(graph, i)
     return bool(owner) and owner not in graph.symbols.namespaces
 
 

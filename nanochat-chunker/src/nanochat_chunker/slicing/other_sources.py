@@ -53,7 +53,7 @@ class OtherSources:
                     if closure.size + size > limit or not self._may_come(closure, bodies[0]):
                         continue
                     tried += 1
-                    meeting = meeting or Meeting(self._graph, closure.level)
+                    meeting = meeting or Meeting(self._graph, closure.path, closure.level)
                     if self._take(closure, bodies, limit, meeting):
                         found = True
                         members = None
@@ -68,9 +68,10 @@ class OtherSources:
         self, closure: Closure, bodies: Sequence[int], limit: float, meeting: Meeting
     ) -> bool:
         before = closure.mark()
-        closure.see(self._graph.project.context(self._graph.paths[bodies[0]]))
+        source = self._graph.paths[bodies[0]]
+        closure.see(self._graph.project.context(source))
         came = closure.need_bodies(bodies, limit)
-        if came is not None and meeting.admits(came, bodies):
+        if came is not None and meeting.admits(came, source):
             return True
         closure.undo(before)
         return False
@@ -149,6 +150,8 @@ class OtherSources:
             return False
         if is_c(graph.paths[j]) != is_c(closure.path):
             return False
+        if "using namespace" in graph.project.text(graph.paths[j])[item.tail : item.end]:
+            return False  # what it finds so is not known
         return self._opened_by(graph.paths[j]) <= self._opened_by(closure.path)
 
     def _opened_by(self, path: str) -> frozenset[str]:
