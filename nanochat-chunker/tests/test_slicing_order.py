@@ -110,6 +110,19 @@ STAYS = {
         "template <> long top<long>(long x) { return x; }\nint leaf(int x) { return x; }\n",
         ["T top(T x) {", "template <> long top", "int leaf(int x) {"],
     ),
+    "only another of its name is declared": (
+        "int take(int (*)(int));\nint leaf(int);\nint top(long);\n"
+        "int top(int x) { return leaf(x); }\nint more = take(top);\n"
+        "int leaf(int x) { return x; }\n",
+        ["int top(int x) {", "int more", "int leaf(int x) {"],
+    ),
+    "others of its name need it": (
+        "int leaf(int);\ntemplate <class T> T* top(T* x) { leaf(1); return x; }\n"
+        "inline char* top(char* x) { leaf(2); return top<char>(x); }\n"
+        "char* use(char* x) { return top(x); }\nint now = *use(nullptr);\n"
+        "int leaf(int x) { return x; }\n",
+        ["T* top(T* x) {", "char* top(char* x) {", "char* use(char* x) {", "int leaf(int x) {"],
+    ),
     "it is an operator that nothing declares": (
         "struct A {};\nint leaf(int);\nint operator+(A, A) { return leaf(1); }\n"
         "int use(A a) { return a + a; }\nint leaf(int x) { return x; }\n",

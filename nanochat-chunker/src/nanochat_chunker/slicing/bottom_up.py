@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from nanochat_chunker.slicing.calls import calls_among, components
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import FULL, Item, flatten
+from nanochat_chunker.slicing.parameters import parameters
 
 # What no function moves past: its names may mean something else there, or be needed.
 _WALLS = frozenset("include undef directive namespace instantiation other access friend".split())
@@ -53,8 +54,8 @@ class _Order:
             for j in callees:
                 self._callers.setdefault(j, []).append(i)
         self._late: dict[int, frozenset[str]] = {}  # with the words in them
-        self._undeclared: dict[str, int] = {}  # those of them that nothing declares, by name
-        self._declared: set[tuple[str, str]] = set()
+        self._undeclared: dict[str, set[int]] = {}  # those of them that nothing declares, by name
+        self._declared: dict[tuple[str, str], list[int]] = {}
         self._defined: set[str] = set()  # macros
 
     def put(self, i: int) -> None:
@@ -63,7 +64,7 @@ class _Order:
         if self._waits.get(i) and self._is_movable(i, item):
             self._late[i] = frozenset(_words(item))
             if not self._is_declared(i, item):
-                self._undeclared[item.names[0]] = i
+                self._undeclared.setdefault(item.names[0], set()).add(i)
             return
         if self._late:
             self._clear_the_way(i, item)
@@ -89,8 +90,7 @@ class _Order:
                     stack += reversed(before)
                     continue
                 del self._late[i]
-                if self._undeclared.get(item.names[0]) == i:
-                    del self._undeclared[item.names[0]]
+                self._undeclared.get(item.names[0], set()).discard(i)
             elif i != first or first in asked:  # written on the way here
                 stack.pop()
                 continue
@@ -102,7 +102,7 @@ class _Order:
         self.done.append(i)
         if item.names:
             if item.kind in ("prototype", "function"):
-                self._declared.add((self._graph.qualifiers[i], item.names[0]))
+                self._declared.setdefault((self._graph.qualifiers[i], item.names[0]), []).append(i)
             elif item.kind == "define":
                 self._defined.add(item.names[0])
 
@@ -128,10 +128,18 @@ class _Order:
         """Whether what is written already declares a function; a member is, in its class."""
         if item.owner:
             return True
-        if (self._graph.qualifiers[i], item.names[0]) not in self._declared:
-            return False
-        text = self._graph.project.text(self._graph.paths[i])
-        return "=" not in text[item.begin : item.tail]  # default arguments belong to who calls it
+        mine = self._parameters(i)
+        declared = self._declared.get((self._graph.qualifiers[i], item.names[0]), ())
+        return any(self._parameters(j) == mine for j in declared)
+
+    def _parameters(self, i: int) -> tuple[str, ...]:
+        """The types of a function's parameters as they are written, to tell overloads apart.
+
+        A default argument stays: one in a definition belongs to who calls it.
+        """
+        item = self._graph.items[i]
+        head = self._graph.project.text(self._graph.paths[i])[item.begin : item.end]
+        return parameters(head, item.names[0])
 
     def _clear_the_way(self, i: int, item: Item) -> None:
         """Writes those late functions that must stand before an item."""
@@ -154,7 +162,7 @@ class _Order:
         names = set(_words(item))
         for member in flatten(item.members):
             names.update(_words(member))
-        found = [late for name, late in self._undeclared.items() if name in names]
+        found = [i for name, late in self._undeclared.items() if name in names for i in late]
         return sorted(found, key=self._places.__getitem__)
 
 

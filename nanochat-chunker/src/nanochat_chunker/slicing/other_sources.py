@@ -152,6 +152,11 @@ class OtherSources:
             return False
         if "using namespace" in graph.project.text(graph.paths[j])[item.tail : item.end]:
             return False  # what it finds so is not known
+        name = item.names[0]
+        if name in item.body_uses and any(
+            graph.qualifiers[k] != graph.qualifiers[j] for k in graph.symbols.by_last_name(name)
+        ):
+            return False  # it may call another of its name, by the types of arguments
         return self._opened_by(graph.paths[j]) <= self._opened_by(closure.path)
 
     def _opened_by(self, path: str) -> frozenset[str]:
