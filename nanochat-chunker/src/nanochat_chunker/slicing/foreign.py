@@ -1,6 +1,6 @@
 """Whether items of sources that do not see each other can stand in one document."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import Item, flatten
@@ -20,13 +20,6 @@ class _File:
         self.words: set[str] = set()
         self.members: set[str] = set()  # words that only name members of objects
 
-    def copy(self) -> "_File":
-        new = _File()
-        new.introduces = {name: list(ids) for name, ids in self.introduces.items()}
-        new.macros, new.words = set(self.macros), set(self.words)
-        new.members = set(self.members)
-        return new
-
 
 class Meeting:
     """The files of a document, and what each would make of the others' names."""
@@ -35,25 +28,39 @@ class Meeting:
         """`level` are the items of a document around the file at `path`."""
         self._graph = graph
         self._seen = graph.project.context(path)
-        self._files: dict[str, _File] = {}
-        self._enter(level, self._files)
+        self._ids: dict[str, list[int]] = {}  # by file
+        for i in level:
+            self._ids.setdefault(graph.paths[i], []).append(i)
+        self._files: dict[str, _File] = {}  # those that had to be looked into
 
-    def admits(self, came: Sequence[int], source: str) -> bool:
+    def admits(self, came: Iterable[int], source: str) -> bool:
         """Whether items that a source needs may join the document; where they may, they do."""
-        paths = {self._graph.paths[i] for i in came}
-        new = {path: self._files[path].copy() for path in paths if path in self._files}
-        self._enter(came, new)
-        files = {**self._files, **new}
-        seen = self._graph.project.context(source)
+        graph = self._graph
+        new: dict[str, list[int]] = {}
+        for i in came:
+            path = graph.paths[i]
+            if path not in new:
+                new[path] = list(self._ids.get(path, ()))
+            new[path].append(i)
+        ids = {**self._ids, **new}
+        files = {path: file for path, file in self._files.items() if path not in new}
+
+        def file_at(path: str) -> _File:
+            if path not in files:
+                files[path] = _file_of(graph, ids[path])
+            return files[path]
+
+        seen = graph.project.context(source)
         for path in new:
-            for other in files:
+            for other in ids:
                 if other == path or self._are_together(path, other, seen):
                     continue
-                if self._collides(path, other, files) or (
-                    other not in new and self._collides(other, path, files)
+                mine, theirs = file_at(path), file_at(other)
+                if self._collides(path, mine, other, theirs) or (
+                    other not in new and self._collides(other, theirs, path, mine)
                 ):
                     return False
-        self._files = files
+        self._ids, self._files = ids, files
         return True
 
     def _are_together(self, path: str, other: str, seen: int) -> bool:
@@ -61,23 +68,9 @@ class Meeting:
         both = 1 << self._graph.project.bit[path] | 1 << self._graph.project.bit[other]
         return both & self._seen == both or both & seen == both
 
-    def _enter(self, ids: Iterable[int], files: dict[str, _File]) -> None:
-        graph = self._graph
-        for i in ids:
-            item = graph.items[i]
-            file = files.setdefault(graph.paths[i], _File())
-            if item.kind == "define":
-                file.macros.update(item.names)
-            elif item.kind in NAMED and not _is_member(graph, i):
-                for name in item.names:
-                    file.introduces.setdefault(name, []).append(i)
-            _words(item, file)
-            for member in flatten(item.members):
-                _words(member, file)
-
-    def _collides(self, path: str, other: str, files: Mapping[str, _File]) -> bool:
+    def _collides(self, path: str, file: _File, other: str, theirs: _File) -> bool:
         """Whether words in a file would mean what another has, which it does not see."""
-        project, file, theirs = self._graph.project, files[path], files[other]
+        project = self._graph.project
         context = project.context(path)
         if context >> project.bit[other] & 1:
             return False
@@ -113,6 +106,21 @@ class Meeting:
             both >> graph.bits[k] & 1 and "local" not in graph.items[k].flags
             for k in graph.symbols.table.get(f"{scope}::{name}" if scope else name, ())
         )
+
+
+def _file_of(graph: Graph, ids: Iterable[int]) -> _File:
+    file = _File()
+    for i in ids:
+        item = graph.items[i]
+        if item.kind == "define":
+            file.macros.update(item.names)
+        elif item.kind in NAMED and not _is_member(graph, i):
+            for name in item.names:
+                file.introduces.setdefault(name, []).append(i)
+        _words(item, file)
+        for member in flatten(item.members):
+            _words(member, file)
+    return file
 
 
 def _owner(graph: Graph, i: int) -> str:

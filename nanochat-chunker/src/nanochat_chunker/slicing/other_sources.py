@@ -24,6 +24,7 @@ class OtherSources:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._member_names: dict[int, tuple[tuple[str, str], ...]] = {}
+        self._out_of_line: dict[str, dict[str, list[int]]] = {}
         self._directives: dict[str, frozenset[str]] = {}
 
     def bring(self, closure: Closure, limit: float) -> bool:
@@ -83,11 +84,7 @@ class OtherSources:
         for j in graph.callees(i):
             named.setdefault(graph.qualifiers[j] + "::" + graph.items[j].names[0], []).append(j)
         for owner, name in self._member_calls(i, members):
-            found = [
-                j
-                for j in graph.symbols.members.get(owner, ())
-                if graph.items[j].names[:1] == (name,) and graph.items[j].kind == "function"
-            ]
+            found = self._defined(owner).get(name)
             if found:
                 named[f"{owner}::{name}"] = found
         for ids in named.values():
@@ -95,6 +92,16 @@ class OtherSources:
             one_file = len({graph.paths[j] for j in ids}) == 1
             if one_file and len(ids) <= _MAX_BODIES and not seen >> graph.bits[ids[0]] & 1:
                 yield tuple(ids)
+
+    def _defined(self, owner: str) -> dict[str, list[int]]:
+        """The functions of a class that are defined out of line, by name."""
+        found = self._out_of_line.get(owner)
+        if found is None:
+            found = self._out_of_line[owner] = {}
+            for j in self._graph.symbols.members.get(owner, ()):
+                if self._graph.items[j].kind == "function":
+                    found.setdefault(self._graph.items[j].names[0], []).append(j)
+        return found
 
     def _member_calls(self, i: int, members: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
         """Classes and the members of theirs that a body names."""
