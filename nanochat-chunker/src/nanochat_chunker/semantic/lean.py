@@ -1,9 +1,9 @@
 """The least of a project: what must be declared, for documents that do not fit otherwise."""
 
-from typing import Any
+from typing import Any, cast
 
-from nanochat_chunker.slicing.closure import DECLARED, Detail
-from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.closure import Detail
+from nanochat_chunker.slicing.graph import DECLARED, Follower, Graph, Part, View
 
 LEAN = Detail("what clang asks for", 0, DECLARED)
 
@@ -26,8 +26,15 @@ class LeanGraph:
     def body(self, i: int) -> tuple[int, ...]:
         return self._lighter(i, self._graph.body(i))
 
-    def companions(self, i: int) -> tuple[int, ...]:
+    def part(self, i: int, full: bool) -> Part:
+        needs = (*self.declaration(i), *(self.body(i) if full else ()))
+        return Part(self._graph.part(i, full).size, frozenset(needs))
+
+    def followers(self, i: int) -> tuple[Follower, ...]:
         return ()
+
+    def view(self, path: str) -> View:
+        return View(cast(Graph, self), self._graph.project.context(path))
 
     def _lighter(self, i: int, ids: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(self._forward(i, j) for j in ids))

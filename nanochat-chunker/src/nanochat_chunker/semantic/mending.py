@@ -7,8 +7,8 @@ from typing import cast
 
 from nanochat_chunker.semantic.checking import Checker, Complaint
 from nanochat_chunker.semantic.lean import LEAN, LeanGraph
-from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure
-from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.closure import FULL, Closure
+from nanochat_chunker.slicing.graph import DECLARED, Graph
 from nanochat_chunker.slicing.ladder import Ladder
 from nanochat_chunker.slicing.model import Slice, SliceOptions
 from nanochat_chunker.slicing.preprocess import is_c

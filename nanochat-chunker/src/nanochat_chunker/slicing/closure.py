@@ -1,13 +1,12 @@
 """The items of one document: what its roots need, what that needs, and so on."""
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from nanochat_chunker.slicing.bottom_up import bottom_up
-from nanochat_chunker.slicing.graph import Graph
-from nanochat_chunker.slicing.items import DECLARED, FULL
-
-_OVERHEAD = 4  # characters around an item, about
+from nanochat_chunker.slicing.graph import FULL, Follower, Graph
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Detail:
 class Closure:
     """Items, each whole or only declared, that grow by roots of one file until they are enough."""
 
+    _GROWS: ClassVar[tuple[str, ...]] = ("level", "roots", "size", "_waiting")
+
     def __init__(self, graph: Graph, path: str, detail: Detail, limit: float) -> None:
         self.graph = graph
         self.detail = detail
@@ -38,10 +39,9 @@ class Closure:
         self.level: dict[int, int] = {}
         self.roots: list[int] = []
         self.size = 0  # of its text in characters, about
-        self._seen = graph.project.context(path)
+        self._view = graph.view(path)
         self._todo: list[int] = []
-        self._journal: list[tuple[int, int]] = []  # items and their level before, 0: none
-        self._waiting: set[int] = set()  # what comes along once all its types are there
+        self._waiting: dict[int, tuple[Follower, ...]] = {}  # by one of the types not yet there
 
     def need(self, ids: Iterable[int], *, whole: bool = False) -> None:
         """Takes in items that others need, with their bodies if `whole`, and all they need."""
@@ -56,75 +56,55 @@ class Closure:
             self._take(i, FULL)
         self._finish()
 
-    def _finish(self) -> None:
-        calls: set[int] = set()  # functions that are called one step further away
-        for distance in range(self.detail.depth + 1):
-            for i in sorted(calls):
-                self._take(i, FULL)
-            calls.clear()
-            while self._todo:
-                self._drain(calls if distance < self.detail.depth else None)
-                if self.size > self.limit:
-                    self._todo.clear()
-                    return
-                self._wake()
-
-    def sees(self, j: int) -> bool:
-        """Whether an item is in a file that the roots' file sees."""
-        return bool(self._seen >> self.graph.bits[j] & 1)
-
-    def _wake(self) -> None:
-        """Takes what waited for types that are there now."""
-        for j in sorted(self._waiting):
-            if j in self.level:
-                self._waiting.discard(j)
-            elif self._types_present(j):
-                self._waiting.discard(j)
-                self._take(j, self._level_of(j))
-
     def try_add(self, root: int, limit: float) -> bool:
         """Takes one more root in; where that is more than `limit`, stays as it was."""
-        before = self.mark()
+        before = self.copy()
         self.add([root])
         if self.size <= limit:
             return True
-        self.undo(before)
+        self.restore(before)
         return False
 
-    def need_bodies(self, ids: Iterable[int], limit: float) -> list[int] | None:
-        """Takes functions in, with all they need; gives what came, None where it is too long."""
-        length, old_limit = len(self._journal), self.limit
-        self.limit = limit
-        self.need(ids, whole=True)
-        self.limit = old_limit
-        return None if self.size > limit else [i for i, old in self._journal[length:] if not old]
+    def raise_to(self, detail: Detail) -> None:
+        """Takes in what a detail has beyond the present one, which must be less."""
+        before, self.detail = self.detail, detail
+        if detail.classes > before.classes:
+            items = self.graph.items
+            for i, level in list(self.level.items()):
+                if level < detail.classes and items[i].kind == "class":
+                    self._take(i, detail.classes)
+            self._drain()
+        self._follow_calls(before.depth)
+
+    def copy(self) -> dict[str, Any]:
+        """What changes when it grows."""
+        return {"_view": self._view, **{name: copy(getattr(self, name)) for name in self._GROWS}}
+
+    def restore(self, before: dict[str, Any]) -> None:
+        """Makes it again what it was at `copy`."""
+        for name, value in before.items():
+            setattr(self, name, value)
+        self._todo.clear()
 
     def see(self, files: int) -> None:
         """More files are seen, and what comes along unasked from them."""
-        graph, new = self.graph, files & ~self._seen
-        self._seen |= files
-        if new:
-            for i in self.level:
-                for j in graph.companions(i):
-                    if new >> graph.bits[j] & 1:
-                        self._waiting.add(j)
+        graph, new = self.graph, files & ~self._view.seen
+        if not new:
+            return
+        self._view = graph.view_of(self._view.seen | files)
+        for i in list(self.level):
+            for follower in graph.followers(i):
+                if new >> graph.bits[follower.item] & 1:
+                    missing = follower.types.difference(self.level)
+                    first = min(missing, default=-1)
+                    if missing:
+                        self._waiting[first] = (*self._waiting.get(first, ()), follower)
+                    else:
+                        self._take(follower.item, self._level_of(follower.item))
 
-    def mark(self) -> tuple[int, int, int, set[int], int]:
-        """What `undo` needs to go back to here."""
-        waiting = self._waiting
-        self._waiting = set(waiting)
-        return len(self._journal), len(self.roots), self.size, waiting, self._seen
-
-    def undo(self, mark: tuple[int, int, int, set[int], int]) -> None:
-        length, roots, self.size, self._waiting, self._seen = mark
-        for i, old in reversed(self._journal[length:]):
-            if old:
-                self.level[i] = old
-            else:
-                del self.level[i]
-        del self._journal[length:]
-        del self.roots[roots:]
-        self._todo.clear()
+    def sees(self, j: int) -> bool:
+        """Whether an item is in a file that the roots' file sees."""
+        return bool(self._view.seen >> self.graph.bits[j] & 1)
 
     def finished(self) -> dict[int, int]:
         """The items with the directives they stood under, in the order of the document."""
@@ -132,54 +112,66 @@ class Closure:
         self._directives(level)
         return bottom_up(self.graph, dict(sorted(level.items())))
 
+    def _finish(self) -> None:
+        self._drain()
+        self._follow_calls(0)
+
+    def _follow_calls(self, distance: int) -> None:
+        """The bodies of functions that are called, one step further away each time."""
+        graph, items = self.graph, self.graph.items
+        while distance < self.detail.depth and self.size <= self.limit:
+            distance += 1
+            calls: set[int] = set()
+            for i, level in self.level.items():
+                if level == FULL and items[i].kind in ("function", "call"):
+                    calls.update(graph.callees(i))
+            for j in sorted(calls):
+                if self.sees(j):
+                    self._take(j, FULL)
+            if not self._todo:
+                return
+            self._drain()
+
     def _take(self, i: int, level: int) -> None:
         old = self.level.get(i, 0)
         if old >= level:
             return
         if old:
-            self.size -= self.graph.size(i, old == DECLARED) + _OVERHEAD
-        self._journal.append((i, old))
+            self.size -= self.graph.part(i, old == FULL).size
         self.level[i] = level
-        self.size += self.graph.size(i, level == DECLARED) + _OVERHEAD
+        self.size += self.graph.part(i, level == FULL).size
         self._todo.append(i)
 
-    def _drain(self, calls: set[int] | None) -> None:
-        """Takes what the items taken need; what functions among them call goes to `calls`."""
-        graph, items, levels = self.graph, self.graph.items, self.level
-        take, level_of, todo = self._take, self._level_of, self._todo
-        seen, bits = self._seen, graph.bits
+    def _drain(self) -> None:
+        """Takes what the items taken need, up to the limit."""
+        levels, todo, view, waiting = self.level, self._todo, self._view, self._waiting
+        take, level_of, needs_of = self._take, self._level_of, self._needs
         while todo and self.size <= self.limit:
             i = todo.pop()
-            whole = items[i].kind == "instantiation"
-            for j in self._declaration(i):
-                if j not in levels or whole:
-                    take(j, FULL if whole else level_of(j))
-            if levels[i] == FULL:
-                for j in graph.body(i):
-                    if j not in levels:
-                        take(j, level_of(j))
-                if calls is not None and items[i].kind in ("function", "call"):
-                    calls.update(j for j in graph.callees(i) if seen >> bits[j] & 1)
-            for j in graph.companions(i):
-                if j not in levels and seen >> bits[j] & 1:
-                    if items[i].kind == "forward" or not graph.types(j):
-                        take(j, level_of(j))
+            for j in needs_of(i).difference(levels):
+                take(j, level_of(j))
+            if self.graph.items[i].kind == "instantiation":
+                for j in needs_of(i):
+                    take(j, FULL)
+            for follower in (*view[i], *waiting.pop(i, ())):
+                j, types = follower
+                if j not in levels:
+                    missing = types.difference(levels)
+                    if missing:
+                        first = min(missing)
+                        waiting[first] = (*waiting.get(first, ()), follower)
                     else:
-                        self._waiting.add(j)
+                        take(j, level_of(j))
+        if self.size > self.limit:
+            todo.clear()
 
-    def _declaration(self, i: int) -> Iterable[int]:
-        """What the declaration of an item needs in this closure."""
-        return self.graph.declaration(i)
+    def _needs(self, i: int) -> frozenset[int]:
+        """What an item needs in this closure."""
+        return self.graph.part(i, self.level[i] == FULL).needs
 
     def _level_of(self, j: int) -> int:
         """How much of an item comes along where it is only needed."""
-        item = self.graph.items[j]
-        if item.kind == "function":
-            return FULL if item.needs_body else DECLARED
-        return self.detail.classes if item.kind == "class" else FULL
-
-    def _types_present(self, j: int) -> bool:
-        return all(k in self.level for k in self.graph.types(j))
+        return self.graph.needed_level[j] or self.detail.classes
 
     def _directives(self, level: dict[int, int]) -> None:
         """Using-directives and #undefs that the items stood under."""
@@ -197,7 +189,7 @@ class Closure:
             name = items[i].names[0]
             if i in level:
                 continue
-            if not self._seen >> graph.bits[i] & 1:
+            if not self.sees(i):
                 continue
             if not own >> graph.bits[i] & 1 and graph.paths[i] not in paths:
                 continue

@@ -10,7 +10,7 @@ from functools import cache
 from types import MappingProxyType
 
 from nanochat_chunker.slicing import compiler
-from nanochat_chunker.slicing.macros import Lookup, Macro, expand
+from nanochat_chunker.slicing.macros import Lookup, Macro, Table, expand
 
 # Macros of the system's headers that conditions ask for.
 _OF_HEADERS = """
@@ -154,7 +154,7 @@ def evaluate(expression: str, lookup: Lookup) -> bool:
     text = _HAS.sub(lambda found: _has(found[1], found[2]), text)
     if len(text) > 4000:
         return False
-    text = expand(text, lookup)
+    text = expand(text, Table(lookup))
     text = _DEFINED.sub(
         lambda found: " 1 " if is_defined(found[1] or found[2], lookup) else " 0 ", text
     )

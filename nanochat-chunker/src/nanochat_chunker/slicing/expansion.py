@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
-from nanochat_chunker.slicing.macros import Macro, expand, tokens_of
+from nanochat_chunker.slicing.macros import Macro, Table, expand, tokens_of
 from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.ordering import Ordered
 from nanochat_chunker.slicing.parsing import parse
@@ -28,6 +28,8 @@ class Macros:
         self._values = self._read()
         self.pasting = self._find_pasting()
         self._pastes: dict[tuple[str, str], tuple[Paste, ...] | None] = {}
+        self._at_end: dict[str, Table] = {}  # of each file, the macros as they are at its end
+        self._expanded: dict[tuple[str, str], frozenset[str]] = {}
 
     def value(self, name: str, i: int, seen: int) -> Macro | None:
         """What a macro stands for at item `i`: its last definition before, in files of `seen`."""
@@ -60,7 +62,7 @@ class Macros:
             return self.value(name, i, seen)
 
         code = self._project.text(path)[item.begin : item.end]
-        expanded = expand(code, lookup)
+        expanded = expand(code, Table(lookup))
         if expanded == code:
             return item
         inner = parse(expanded, expanded, lookup).items
@@ -95,7 +97,10 @@ class Macros:
             self._pastes[key] = self._find_pastes(name, last, seen, frozenset())
         pastes = self._pastes[key]
         if pastes is None:
-            return self._by_expansion(i, name, seen)
+            made: set[str] = set()
+            for call in self._calls(i, name):
+                made |= self._by_expansion(path, call)
+            return made
         names = {"".join(map(str, paste)) for paste in pastes if _is_constant(paste)}
         open_ones = [paste for paste in pastes if not _is_constant(paste)]
         if open_ones:
@@ -194,20 +199,27 @@ class Macros:
                 made.append(places.get(token, token))
         return tuple(made)
 
-    def _by_expansion(self, i: int, name: str, seen: int) -> set[str]:
-        """The names in the expansions of a macro's calls, macros that paste nothing left alone."""
+    def _by_expansion(self, path: str, call: str) -> frozenset[str]:
+        """The names in the expansion of a call in a file, macros that paste nothing left alone."""
+        found = self._expanded.get((path, call))
+        if found is not None:
+            return found
+        at_end = self._at_end.get(path)
+        if at_end is None:
+            last, seen = self._ordered.by_path[path][-1], self._project.context(path)
+            at_end = self._at_end[path] = Table(lambda word: self.value(word, last, seen))
         names: set[str] = set()
 
         def lookup(word: str) -> Macro | None:
-            macro = self.value(word, i, seen)
+            macro = at_end[word]
             if macro is None:
                 return None
             names.add(word)
             return macro if macro.params is None or word in self.pasting else None
 
-        for call in self._calls(i, name):
-            names.update(names_in(blank_literals(expand(call, lookup))))
-        return names
+        names.update(names_in(blank_literals(expand(call, Table(lookup)))))
+        found = self._expanded[path, call] = frozenset(names)
+        return found
 
     def _calls(self, i: int, name: str) -> list[str]:
         """The different calls of a macro within an item."""

@@ -1,8 +1,8 @@
 """What each item of a project needs: its names resolved to other items, once for all documents."""
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.expansion import Macros
@@ -21,6 +21,25 @@ _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 Ids = tuple[int, ...]
 
 
+DECLARED, FULL = 1, 2  # how much of an item a document holds
+_MAX_VIEWS = 16
+_OVERHEAD = 4  # characters around an item, about
+
+
+class Part(NamedTuple):
+    """An item, whole or declared: the length of its text, about, and the items it needs."""
+
+    size: int
+    needs: frozenset[int]
+
+
+class Follower(NamedTuple):
+    """An item that comes along unasked once all these types are there."""
+
+    item: int
+    types: frozenset[int]
+
+
 class Member(NamedTuple):
     """A member of a class: its size, the words in it, the items it needs."""
 
@@ -30,13 +49,28 @@ class Member(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What always stays of a class, and the other members by place, with their names."""
+    """What always stays of a class, and the places of its other members by their names."""
 
     size: int
     words: frozenset[str]
-    needs: Ids
+    needs: frozenset[int]
     always: Ids
-    named: tuple[tuple[int, tuple[str, ...]], ...]
+    named: Mapping[str, list[int]]
+
+
+class View(dict[int, Sequence[Follower]]):
+    """The followers of each item that lie in files which some file sees."""
+
+    def __init__(self, graph: "Graph", seen: int) -> None:
+        super().__init__()
+        self.seen = seen
+        self._graph = graph
+
+    def __missing__(self, i: int) -> Sequence[Follower]:
+        bits = self._graph.bits
+        found = [each for each in self._graph.followers(i) if self.seen >> bits[each.item] & 1]
+        self[i] = found
+        return found
 
 
 class Graph:
@@ -67,11 +101,20 @@ class Graph:
         self._companions: dict[int, Ids] = {}
         self._types: dict[int, Ids] = {}
         self._slots: dict[int, Slots] = {}
+        self._with_member: dict[str, set[int]] = defaultdict(set)
         self._members: dict[tuple[int, int], Member] = {}
         self._words: dict[tuple[int, bool], frozenset[str]] = {}
-        self._sizes: dict[int, int] = {}
-        self._declared_sizes: dict[int, int] = {}
-        self._operators: dict[int, list[int]] | None = None
+        self._whole: list[Part | None] = [None] * len(self.items)
+        self._declared: list[Part | None] = [None] * len(self.items)
+        self._followers: dict[int, list[Follower]] | None = None
+        self._views: dict[int, View] = {}
+        # How much of each item comes along where it is only needed; 0: that depends.
+        self.needed_level = bytes(
+            0 if item.kind == "class"
+            else DECLARED if item.kind == "function" and not item.needs_body
+            else FULL
+            for item in self.items
+        )  # fmt: skip
 
     def declaration(self, i: int) -> Ids:
         """What the declaration of an item needs; of a class, with its members declared."""
@@ -97,14 +140,23 @@ class Graph:
             always = tuple(place for place, names in enumerate(places) if names is None)
             kept = tuple(item.members[place] for place in always)
             names = {item.owner, *item.names, *item.uses, *item.body_uses, *_declared_names(kept)}
+            named: dict[str, list[int]] = defaultdict(list)
+            for place, words in enumerate(places):
+                for word in words or ():
+                    named[word].append(place)
+                    self._with_member[word].add(i)
             found = self._slots[i] = Slots(
                 item.size(True) - sum(m.size(True) for m in item.members if m not in kept),
                 _words(names),
-                self.needs(i, names - {""}, "head"),
+                frozenset(self.needs(i, names - {""}, "head")),
                 always,
-                tuple((place, names) for place, names in enumerate(places) if names is not None),
+                named,
             )
         return found
+
+    def with_member(self, name: str) -> Set[int]:
+        """The classes, of those parted so far, with a member of this name that may go."""
+        return self._with_member[name]
 
     def member(self, i: int, place: int) -> Member:
         """One member of a class, declared."""
@@ -166,12 +218,15 @@ class Graph:
         """
         return self.lookup.resolve(i, names)
 
-    def size(self, i: int, declared: bool) -> int:
-        """The length of an item's text, about: see `Item.size`."""
-        sizes = self._declared_sizes if declared else self._sizes
-        found = sizes.get(i)
+    def part(self, i: int, full: bool) -> Part:
+        """An item with its bodies, if `full`, or without."""
+        parts = self._whole if full else self._declared
+        found = parts[i]
         if found is None:
-            found = sizes[i] = self.items[i].size(declared)
+            needs = frozenset(self.declaration(i))
+            if full:
+                needs = needs.union(self.body(i))
+            found = parts[i] = Part(self.items[i].size(not full) + _OVERHEAD, needs)
         return found
 
     def types(self, j: int) -> Ids:
@@ -207,8 +262,8 @@ class Graph:
     def companions(self, i: int) -> Ids:
         """What no name asks for once `i` is there.
 
-        Specialisations, operators of a type, nested classes defined out of line, the definition
-        of what was declared forward.
+        Specialisations, nested classes defined out of line, the definition of what was declared
+        forward. Operators are more than companions of one item: see `followers`.
         """
         found = self._companions.get(i)
         if found is None:
@@ -217,6 +272,40 @@ class Graph:
             if item.names and item.kind in _HAVE_COMPANIONS:
                 found = tuple(dict.fromkeys(self._find_companions(i, item)))
             self._companions[i] = found
+        return found
+
+    def followers(self, i: int) -> Sequence[Follower]:
+        """What comes along without being named when `i` is there, and the types it waits for."""
+        if self._followers is None:
+            self._followers = self._find_followers()
+        return self._followers.get(i, ())
+
+    def view(self, path: str) -> View:
+        """What a file sees."""
+        return self.view_of(self.project.context(path))
+
+    def view_of(self, seen: int) -> View:
+        """What is in some files; the last few are kept."""
+        found = self._views.get(seen)
+        if found is None:
+            if len(self._views) >= _MAX_VIEWS:
+                del self._views[next(iter(self._views))]
+            found = self._views[seen] = View(self, seen)
+        return found
+
+    def _find_followers(self) -> dict[int, list[Follower]]:
+        """Each under one item only; closures keep those that wait for another."""
+        found: dict[int, list[Follower]] = defaultdict(list)
+        for i, item in enumerate(self.items):
+            for j in self.companions(i):
+                at_once = item.kind == "forward"
+                found[i].append(Follower(j, frozenset(() if at_once else self.types(j))))
+        operators = {j: self.types(j) for j in self.symbols.operators}
+        asked = Counter(k for types in operators.values() for k in types)
+        for j, types in operators.items():
+            if types:
+                rarest = min(types, key=lambda k: (asked[k], k))
+                found[rarest].append(Follower(j, frozenset(types)))
         return found
 
     def _qualified(self, i: int) -> str:
@@ -235,12 +324,6 @@ class Graph:
             for j in symbols.members.get(name, ()):
                 if items[j].kind == "class" or "constexpr" in items[j].flags:
                     yield j
-        if self._operators is None:
-            self._operators = defaultdict(list)
-            for j in symbols.operators:
-                for k in self.types(j):
-                    self._operators[k].append(j)
-        yield from self._operators.get(i, ())
 
     def _bodies(self, j: int) -> Ids:
         """The definitions of a function that is declared at `j`."""

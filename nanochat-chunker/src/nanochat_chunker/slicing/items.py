@@ -7,8 +7,6 @@ from typing import NamedTuple
 # Kinds of items that define something: what documents are built around.
 DEFINITIONS = frozenset(("function", "class", "enum", "variable", "alias", "call"))
 
-DECLARED, FULL = 1, 2  # how much of an item a document holds
-
 
 class Frame(NamedTuple):
     """One scope around items: how it opens, and the name it adds; '' where it adds none."""

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from nanochat_chunker.slicing.closure import DECLARED, Closure, Detail
-from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.closure import Closure, Detail
+from nanochat_chunker.slicing.graph import DECLARED, Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
 from nanochat_chunker.slicing.other_sources import OtherSources
@@ -61,21 +62,41 @@ class Ladder:
             return
         text = graph.project.text(path)
         limit = self._budget * len(text) / max(1, self._measure(text))  # in characters
-        for detail in self._rungs:
-            closure = self._closure(path, detail, limit)
-            closure.add(ids)
+        slice_ = self._whole(path, ids, roots, limit)
+        if slice_ is not None:
+            yield slice_
+            return
+        yield from self._parts(path, definitions or roots, limit, left_out)
+
+    def _whole(
+        self, path: str, ids: Sequence[int], roots: Sequence[int], limit: float
+    ) -> Slice | None:
+        """A file as one document, with the most detail that fits.
+
+        The closure grows from the least detail to the most, since each holds what the one before
+        does: what does not fit at the first step is known at once.
+        """
+        fitting: list[tuple[Detail, dict[str, Any]]] = []
+        closure = self._closure(path, self._rungs[-1], limit)
+        closure.add(ids)
+        for detail in reversed(self._rungs):
+            if detail is not closure.detail:
+                closure.raise_to(detail)
             if closure.size > limit:
-                continue
-            alone = closure.mark()
+                break
+            fitting.append((detail, closure.copy()))
+        for detail, state in reversed(fitting):
+            closure.detail = detail
+            closure.restore(state)
+            alone = closure.copy()
             brought = self._others.bring(closure, limit * _FULL)
             slice_ = self._write(closure, roots, "file, " + detail.name)
             if slice_ is None and brought:
-                closure.undo(alone)
+                closure.restore(alone)
                 slice_ = self._write(closure, roots, "file, " + detail.name)
             if slice_ is not None:
-                yield slice_
-                return
-        yield from self._parts(path, definitions or roots, limit, left_out)
+                return slice_
+        return None
 
     def _closure(self, path: str, detail: Detail, limit: float) -> Closure:
         kind = UsedMembers if detail.used else OwnFile if detail.includes else Closure

@@ -64,13 +64,12 @@ class Lookup:
         if known is None:
             known = self._known.setdefault((path, qualifier), {})
         found: set[int] = set()
-        todo = list(names)
+        means = self._symbols.known
+        todo = [name for name in names if means[name]]
         done = set(todo)
         most = len(done) + _MAX_THROUGH_MACROS
         while todo:
             name = todo.pop()
-            if name[0] == "." or name == "main":
-                continue
             if name in known:
                 meaning = known[name]
             else:
@@ -90,7 +89,12 @@ class Lookup:
                     more.append(_renamed(target, name))
             for use in more:
                 # A name that means itself and more would grow without end, two such beyond count.
-                if use not in done and len(use) <= _LONGEST_NAME and len(done) < most:
+                if (
+                    use not in done
+                    and means[use]
+                    and len(use) <= _LONGEST_NAME
+                    and len(done) < most
+                ):
                     done.add(use)
                     todo.append(use)
         if self._kept > _MAX_KEPT:

@@ -10,10 +10,10 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _DEFINE = re.compile(r"\s*([A-Za-z_]\w*)(?:\(([^()]*)\))?")
-_WORD = re.compile(r"[A-Za-z_]\w*")
 
 # Expansion stops here: a text that grows further is an attack or a mistake, not a declaration.
 _MAX_EXPANDED = 20_000
+_MAX_DEPTH = 40
 
 
 class Macro(NamedTuple):
@@ -55,44 +55,55 @@ def parse_define(text: str) -> Macro | None:
     return Macro(name, tuple(names), body)
 
 
-def expand(text: str, lookup: Lookup) -> str:
-    """`text` with every macro that `lookup` knows replaced, none inside its own expansion."""
+class Table(dict[str, Macro | None]):
+    """The macro that each token is, or None, for a lookup whose answers do not change."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        super().__init__()
+        self._lookup = lookup
+
+    def __missing__(self, token: str) -> Macro | None:
+        found = self._lookup(token) if token[0].isalpha() or token[0] == "_" else None
+        self[token] = found
+        return found
+
+
+def expand(text: str, macros: Table) -> str:
+    """`text` with every macro of the table replaced, none inside its own expansion."""
     budget = [_MAX_EXPANDED]
-    return "".join(_expand(_TOKEN.findall(text), lookup, frozenset(), budget, 0))
+    return "".join(_expand(_TOKEN.findall(text), macros, frozenset(), budget, 0))
 
 
 def _expand(
-    tokens: Sequence[str], lookup: Lookup, hidden: frozenset[str], budget: list[int], depth: int
+    tokens: Sequence[str], macros: Table, hidden: frozenset[str], budget: list[int], depth: int
 ) -> list[str]:
     out: list[str] = []
     i = 0
     while i < len(tokens):
         token = tokens[i]
         i += 1
-        macro = None
-        if (token[0].isalpha() or token[0] == "_") and token not in hidden and depth < 40:
-            macro = lookup(token)
-        if macro is None or budget[0] <= 0:
+        macro = macros[token]
+        if macro is None or token in hidden or depth >= _MAX_DEPTH or budget[0] <= 0:
             out.append(token)
             continue
         if macro.params is None:
             body: Sequence[str] = tokens_of(macro.body)
         else:
-            arguments, after = _arguments(tokens, i)
+            arguments, after = arguments_at(tokens, i)
             if arguments is None:
                 out.append(token)
                 continue
             i = after
-            body = _substitute(macro, arguments, lookup, hidden, budget, depth)
+            body = _substitute(macro, arguments, macros, hidden, budget, depth)
         budget[0] -= len(body) + 1
         body = _paste(body)
         # Rescanned together with what follows, for `#define CALL f` and then `CALL(x)`.
-        rest = _expand(body, lookup, hidden | {token}, budget, depth + 1)
+        rest = _expand(body, macros, hidden | {token}, budget, depth + 1)
         if rest and i < len(tokens) and tokens[i] == "(":
             last = rest[-1]
-            again = lookup(last) if _WORD.fullmatch(last) and last not in hidden else None
+            again = macros[last] if last not in hidden else None
             if again is not None and again.params is not None and last != token:
-                arguments, after = _arguments(tokens, i)
+                arguments, after = arguments_at(tokens, i)
                 if arguments is not None:
                     rest.pop()
                     out.extend(rest)
@@ -103,7 +114,8 @@ def _expand(
     return out
 
 
-def _arguments(tokens: Sequence[str], i: int) -> tuple[list[list[str]] | None, int]:
+def arguments_at(tokens: Sequence[str], i: int) -> tuple[list[list[str]] | None, int]:
+    """The arguments of a call whose parenthesis is to come at `i`, and the place after it."""
     while i < len(tokens) and tokens[i].isspace():
         i += 1
     if i >= len(tokens) or tokens[i] != "(":
@@ -130,7 +142,7 @@ def _arguments(tokens: Sequence[str], i: int) -> tuple[list[list[str]] | None, i
 def _substitute(
     macro: Macro,
     arguments: list[list[str]],
-    lookup: Lookup,
+    macros: Table,
     hidden: frozenset[str],
     budget: list[int],
     depth: int,
@@ -161,7 +173,7 @@ def _substitute(
         else:
             if token not in expanded:
                 argument_tokens = _trimmed(by_name[token])
-                expanded[token] = _expand(argument_tokens, lookup, hidden, budget, depth + 1)
+                expanded[token] = _expand(argument_tokens, macros, hidden, budget, depth + 1)
             out.extend(expanded[token])
     return out
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from nanochat_chunker.slicing.closure import Closure
 from nanochat_chunker.slicing.foreign import Meeting
-from nanochat_chunker.slicing.graph import Graph
-from nanochat_chunker.slicing.items import FULL, flatten
+from nanochat_chunker.slicing.graph import FULL, Graph
+from nanochat_chunker.slicing.items import flatten
 from nanochat_chunker.slicing.preprocess import is_c
 
 _MAX_BODIES = 4  # overloads of one name
@@ -50,7 +50,7 @@ class OtherSources:
                 for bodies in self._bodies(seen, i, members):
                     if tried == _MAX_TRIED or closure.level.get(bodies[0]) == FULL:
                         continue
-                    size = sum(self._graph.size(j, False) for j in bodies)
+                    size = sum(self._graph.part(j, True).size for j in bodies)
                     if closure.size + size > limit or not self._may_come(closure, bodies[0]):
                         continue
                     tried += 1
@@ -68,13 +68,17 @@ class OtherSources:
     def _take(
         self, closure: Closure, bodies: Sequence[int], limit: float, meeting: Meeting
     ) -> bool:
-        before = closure.mark()
+        before = closure.copy()
         source = self._graph.paths[bodies[0]]
         closure.see(self._graph.project.context(source))
-        came = closure.need_bodies(bodies, limit)
-        if came is not None and meeting.admits(came, source):
-            return True
-        closure.undo(before)
+        room, closure.limit = closure.limit, limit
+        closure.need(bodies, whole=True)
+        closure.limit = room
+        if closure.size <= limit:
+            came = [i for i in closure.level if i not in before["level"]]
+            if meeting.admits(came, source):
+                return True
+        closure.restore(before)
         return False
 
     def _bodies(self, seen: int, i: int, members: dict[str, set[str]]) -> Iterator[tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The includes of a document that needs its project's headers."""
 
 import re
+from collections.abc import Iterator
 
 from nanochat_chunker.slicing.configuration import names_platform
 from nanochat_chunker.slicing.items import Item
@@ -27,13 +28,34 @@ def include_line(project: Configured, path: str, item: Item) -> str:
     return f'#include "{target}"\n'
 
 
-def platform_macros(project: Configured, path: str) -> list[str]:
-    """Macros for the platform that conditions of the file and its headers ask for."""
-    seen = project.closure[path]
-    words: set[str] = set()
-    for other, file in project.files.items():
-        if seen >> project.bit[other] & 1:
-            for event in file.events:
-                if event.kind == "if":
-                    words.update(_WORD.findall(str(event.value)))
-    return sorted(word for word in words if names_platform(word) and not project.defines(word))
+class PlatformMacros:
+    """Macros for the platform that conditions of a file and its headers ask for."""
+
+    def __init__(self, project: Configured) -> None:
+        self._project = project
+        self._asked: list[tuple[int, frozenset[str]]] | None = None  # by the bit of each file
+        self._of: dict[str, list[str]] = {}
+
+    def of(self, path: str) -> list[str]:
+        """Those for one file."""
+        found = self._of.get(path)
+        if found is None:
+            if self._asked is None:
+                self._asked = list(self._read())
+            seen = self._project.closure[path]
+            words = [names for bit, names in self._asked if seen >> bit & 1]
+            found = self._of[path] = sorted(frozenset().union(*words))
+        return found
+
+    def _read(self) -> Iterator[tuple[int, frozenset[str]]]:
+        project = self._project
+        for path, file in project.files.items():
+            asked = {
+                word
+                for event in file.events
+                if event.kind == "if"
+                for word in _WORD.findall(str(event.value))
+                if names_platform(word) and not project.defines(word)
+            }
+            if asked:
+                yield project.bit[path], frozenset(asked)

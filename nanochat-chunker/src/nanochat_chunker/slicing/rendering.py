@@ -8,7 +8,7 @@ from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.includes_kept import ExternalIncludes
 from nanochat_chunker.slicing.items import Item, Scope
-from nanochat_chunker.slicing.own_includes import include_line, platform_macros
+from nanochat_chunker.slicing.own_includes import PlatformMacros, include_line
 from nanochat_chunker.slicing.preprocess import is_c
 from nanochat_chunker.slicing.system_headers import words_of
 
@@ -23,6 +23,7 @@ class Renderer:
         self._texts: dict[tuple[int, int], tuple[str, frozenset[str]]] = {}
         self._kept = 0
         self._includes = ExternalIncludes(graph)
+        self._platform = PlatformMacros(graph.project)
 
     def render(
         self,
@@ -77,7 +78,7 @@ class Renderer:
         _switch(out, scope, ())
         text = "".join(out)
         if own_includes:
-            macros = platform_macros(self._graph.project, self._graph.paths[ids[0]])
+            macros = self._platform.of(self._graph.paths[ids[0]])
             return "".join(f"#define {name} 1\n" for name in macros) + text
         return "".join(self._includes.of(ids, roots, words, text)) + text
 

@@ -1,11 +1,11 @@
 """Closures that take less than all of what is named: for roots that need too much."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from typing import ClassVar
 
 from nanochat_chunker.slicing.bottom_up import bottom_up
-from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
-from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.closure import FULL, Closure, Detail
+from nanochat_chunker.slicing.graph import DECLARED, Graph
 
 _DIRECTIVES = frozenset("include define undef using directive namespace".split())
 
@@ -17,69 +17,95 @@ class UsedMembers(Closure):
     stays or goes with it.
     """
 
+    _GROWS: ClassVar[tuple[str, ...]] = (
+        *Closure._GROWS,
+        "_parted",
+        "_kept",
+        "_words",
+        "_member_names",
+    )
+
     def __init__(self, graph: Graph, path: str, detail: Detail, limit: float) -> None:
         super().__init__(graph, path, detail, limit)
-        self.members: dict[int, set[int]] = {}  # of each class those that stay
-        self._words: set[str] = set()
-        self._absent: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by name
+        self._parted: set[int] = set()  # classes without some of their members
+        self._kept: set[tuple[int, int]] = set()  # the members of those that stay, by place
+        self._words: set[str] = set()  # of the document
+        self._member_names: set[str] = set()  # in all parted classes
+        self._fresh: list[frozenset[str]] = []  # words to come
+        self._wanted: list[int] = []  # items to come
 
-    def try_add(self, root: int, limit: float) -> bool:
-        """Takes one more root in; where that is more than `limit`, grows anew without it."""
-        roots = list(self.roots)
-        self.add([root])
-        if self.size <= limit:
-            return True
-        UsedMembers.__init__(self, self.graph, self.path, self.detail, self.limit)
-        self.add(roots)
-        return False
+    @property
+    def members(self) -> Mapping[int, Set[int]]:
+        """Of each class that is not whole the members that stay, by place."""
+        found = {i: set(self.graph.slots(i).always) for i in self._parted}
+        for i, place in self._kept:
+            if i in found:
+                found[i].add(place)
+        return found
 
     def _take(self, i: int, level: int) -> None:
         before = self.level.get(i, 0)
         if before >= level:
             return
-        item = self.graph.items[i]
+        graph = self.graph
+        item = graph.items[i]
         if item.kind != "class" or level == FULL or not item.members:
+            if i in self._parted:
+                self._unpart(i)
             super()._take(i, level)
-            self._name(self.graph.words(i, level == FULL))
+            self._fresh.append(graph.words(i, level == FULL))
             return
-        self._journal.append((i, 0))
         self.level[i] = DECLARED
-        self._todo.append(i)  # for its companions
-        slots = self.graph.slots(i)
+        self._todo.append(i)
+        self._parted.add(i)
+        slots = graph.slots(i)
         self.size += slots.size
-        self.members[i] = set(slots.always)
-        self._name(slots.words)
-        for j in slots.needs:
-            if j not in self.level:
-                self._take(j, self._level_of(j))
-        for place, names in slots.named:
-            if not self._words.isdisjoint(names):
-                self._keep(i, place)
+        self._fresh.append(slots.words)
+        self._member_names.update(slots.named)
+        for name in slots.named.keys() & self._words:
+            self._keep(i, slots.named[name])
+
+    def _unpart(self, i: int) -> None:
+        self._parted.discard(i)
+        members = [self.graph.member(*key) for key in self._kept if key[0] == i]
+        self.size -= self.graph.slots(i).size + sum(member.size for member in members)
+        del self.level[i]
+
+    def _keep(self, i: int, places: Iterable[int]) -> None:
+        for place in places:
+            key = (i, place)
+            if key not in self._kept:
+                self._kept.add(key)
+                member = self.graph.member(i, place)
+                self.size += member.size
+                self._fresh.append(member.words)
+                self._wanted.extend(member.needs)
+
+    def _drain(self) -> None:
+        while self.size <= self.limit:
+            if self._todo:
+                super()._drain()
+            elif self._wanted:
+                wanted = set(self._wanted).difference(self.level)
+                self._wanted.clear()
+                for j in wanted:
+                    self._take(j, self._level_of(j))
+            elif self._fresh:
+                words = set().union(*self._fresh)
+                self._fresh.clear()
+                self._name(words - self._words)
             else:
-                for name in names:
-                    self._absent[name].append((i, place))
+                return
 
-    def _keep(self, i: int, place: int) -> None:
-        if place in self.members[i] or self.size > self.limit:
-            return
-        self.members[i].add(place)
-        member = self.graph.member(i, place)
-        self.size += member.size
-        self._name(member.words)
-        for j in member.needs:
-            if j not in self.level:
-                self._take(j, self._level_of(j))
-
-    def _name(self, words: Iterable[str]) -> None:
+    def _name(self, words: set[str]) -> None:
         """Words that the document now has, and the members that come with them."""
-        todo = [word for word in words if word not in self._words]
-        self._words.update(todo)
-        for word in todo:
-            for i, place in self._absent.pop(word, ()):
-                self._keep(i, place)
+        self._words |= words
+        for name in words & self._member_names:
+            for i in self.graph.with_member(name) & self._parted:
+                self._keep(i, self.graph.slots(i).named[name])
 
-    def _declaration(self, i: int) -> Iterable[int]:
-        return () if i in self.members else super()._declaration(i)
+    def _needs(self, i: int) -> frozenset[int]:
+        return self.graph.slots(i).needs if i in self._parted else super()._needs(i)
 
 
 class OwnFile(Closure):

@@ -25,13 +25,17 @@ class Symbols:
         self.operators: list[int] = []
         self.namespaces: set[str] = set()
         self._by_last: dict[str, list[int]] = defaultdict(list)
+        self._names: set[str] = set()  # unqualified, of what is in the table
+        self._name_parts: set[str] = set()  # and of the namespaces
         self._raw: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {}
+        self.known = _Known(self)
 
     def add_namespaces(self, item: Item) -> None:
         qualifier = item.qualifier
         while qualifier and qualifier not in self.namespaces:
             self.namespaces.add(qualifier)
-            qualifier = qualifier.rpartition("::")[0]
+            qualifier, _, last = qualifier.rpartition("::")
+            self._name_parts.add(last)
 
     def add(self, i: int, item: Item) -> None:
         """Enters an item; namespaces of all items are known by then."""
@@ -50,11 +54,15 @@ class Symbols:
                 self.members[owner].append(i)
                 if item.kind == "class":
                     self.table[f"{owner}::{item.names[0]}"].append(i)
+                    self._names.add(item.names[0])
                 return
             qualifier = owner
         prefix = qualifier + "::" if qualifier else ""
         for name in item.names:
             self.table[prefix + name].append(i)
+            *spaces, last = name.split("::")  # a macro's call may declare in a namespace
+            self._names.add(last)
+            self._name_parts.update(spaces)
             if item.kind in _FUNCTIONS:
                 self._by_last[name].append(i)
         if "special" in item.flags:
@@ -93,6 +101,20 @@ class Symbols:
                 found.extend(self._at(namespace, name.split("::")))
         return found
 
+    def may_mean(self, name: str) -> bool:
+        """Whether a name may mean something of the project, in any scope: see `known`."""
+        if name in self._names or name in self.macros:
+            return True
+        parts = name.removeprefix("::").split("::")
+        if any(part in self.macros for part in parts):
+            return True
+        for part in parts:
+            if part in self._names:
+                return True
+            if part not in self._name_parts:
+                return False
+        return False
+
     def by_last_name(self, name: str) -> Sequence[int]:
         """Functions of this name in any namespace, for lookup by argument types."""
         found = self._by_last.get(name, ())
@@ -121,3 +143,16 @@ class Symbols:
             if name not in self.namespaces:
                 return []
         return []
+
+
+class _Known(dict[str, bool]):
+    """For each name whether it may mean something of the project. Most names in a body do not."""
+
+    def __init__(self, symbols: Symbols) -> None:
+        super().__init__()
+        self._symbols = symbols
+
+    def __missing__(self, name: str) -> bool:
+        found = name[0] != "." and name != "main" and self._symbols.may_mean(name)
+        self[name] = found
+        return found
