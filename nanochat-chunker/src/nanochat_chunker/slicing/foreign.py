@@ -36,32 +36,35 @@ class Meeting:
     def admits(self, came: Iterable[int], source: str) -> bool:
         """Whether items that a source needs may join the document; where they may, they do."""
         graph = self._graph
-        new: dict[str, list[int]] = {}
+        ids: dict[str, list[int]] = {}
         for i in came:
-            path = graph.paths[i]
-            if path not in new:
-                new[path] = list(self._ids.get(path, ()))
-            new[path].append(i)
-        ids = {**self._ids, **new}
-        files = {path: file for path, file in self._files.items() if path not in new}
-
-        def file_at(path: str) -> _File:
-            if path not in files:
-                files[path] = _file_of(graph, ids[path])
-            return files[path]
-
+            ids.setdefault(graph.paths[i], []).append(i)
+        new = {path: _extend(_File(), graph, ids[path]) for path in ids}
         seen = graph.project.context(source)
-        for path in new:
-            for other in ids:
+        for path, mine in new.items():
+            for other in {**self._ids, **new}:
                 if other == path or self._are_together(path, other, seen):
                     continue
-                mine, theirs = file_at(path), file_at(other)
-                if self._collides(path, mine, other, theirs) or (
-                    other not in new and self._collides(other, theirs, path, mine)
-                ):
+                if other in self._ids:
+                    theirs = self._file_at(other)
+                    if self._collides(path, mine, other, theirs) or self._collides(
+                        other, theirs, path, mine
+                    ):
+                        return False
+                if other in new and self._collides(path, mine, other, new[other]):
                     return False
-        self._ids, self._files = ids, files
+        for path in ids:
+            self._ids.setdefault(path, []).extend(ids[path])
+            if path in self._files:
+                _extend(self._files[path], graph, ids[path])
         return True
+
+    def _file_at(self, path: str) -> _File:
+        """What the document has of a file."""
+        found = self._files.get(path)
+        if found is None:
+            found = self._files[path] = _extend(_File(), self._graph, self._ids[path])
+        return found
 
     def _are_together(self, path: str, other: str, seen: int) -> bool:
         """Whether two files meet in a translation unit anyway."""
@@ -108,8 +111,8 @@ class Meeting:
         )
 
 
-def _file_of(graph: Graph, ids: Iterable[int]) -> _File:
-    file = _File()
+def _extend(file: _File, graph: Graph, ids: Iterable[int]) -> _File:
+    """Adds items to what a file gives."""
     for i in ids:
         item = graph.items[i]
         if item.kind == "define":
