@@ -4,7 +4,7 @@ Two sources are two translation units: what one of them names must not come to m
 has. A body comes with all it needs or, where that would collide or be too long, not at all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from nanochat_chunker.slicing.closure import Closure
@@ -23,7 +23,8 @@ class OtherSources:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._member_names: dict[int, tuple[tuple[str, str], ...]] = {}
+        self._members: dict[str, list[tuple[int, str]]] | None = None
+        self._skipped: dict[str, bool] = {}
         self._out_of_line: dict[str, dict[str, list[int]]] = {}
         self._directives: dict[str, frozenset[str]] = {}
 
@@ -38,16 +39,13 @@ class OtherSources:
         near = [i for i in closure.roots if items[i].kind in _HAVE_BODIES]
         met = set(near)
         meeting: Meeting | None = None
-        members: dict[str, set[str]] | None = None
         tried = 0
         closure.detail = replace(detail, depth=0)  # distances are counted here
         for _ in range(detail.depth):
             far: list[int] = []
             for i in near:
                 far += [j for j in self._graph.callees(i) if closure.level.get(j) == FULL]
-                if members is None:
-                    members = self._members_of(closure.level)
-                for bodies in self._bodies(seen, i, members):
+                for bodies in list(self._bodies(seen, i, closure.level)):
                     if tried == _MAX_TRIED or closure.level.get(bodies[0]) == FULL:
                         continue
                     size = sum(self._graph.size(j, False) for j in bodies)
@@ -57,7 +55,6 @@ class OtherSources:
                     meeting = meeting or Meeting(self._graph, closure.path, closure.level)
                     if self._take(closure, bodies, limit, meeting):
                         found = True
-                        members = None
                         far += bodies
             near = [j for j in dict.fromkeys(far) if j not in met]
             met.update(near)
@@ -77,21 +74,27 @@ class OtherSources:
         closure.undo(before)
         return False
 
-    def _bodies(self, seen: int, i: int, members: dict[str, set[str]]) -> Iterator[tuple[int, ...]]:
+    def _bodies(self, seen: int, i: int, level: Container[int]) -> Iterator[tuple[int, ...]]:
         """The definitions of each function that `i` calls, if in a file that is not seen."""
         graph = self._graph
         named: dict[str, list[int]] = {}
         for j in graph.callees(i):
             named.setdefault(graph.qualifiers[j] + "::" + graph.items[j].names[0], []).append(j)
-        for owner, name in self._member_calls(i, members):
+        for owner, name in self._member_calls(i, level):
             found = self._defined(owner).get(name)
             if found:
                 named[f"{owner}::{name}"] = found
         for ids in named.values():
-            ids = [j for j in ids if not graph.project.skipped(graph.paths[j])]
+            ids = [j for j in ids if not self._is_skipped(graph.paths[j])]
             one_file = len({graph.paths[j] for j in ids}) == 1
             if one_file and len(ids) <= _MAX_BODIES and not seen >> graph.bits[ids[0]] & 1:
                 yield tuple(ids)
+
+    def _is_skipped(self, path: str) -> bool:
+        found = self._skipped.get(path)
+        if found is None:
+            found = self._skipped[path] = bool(self._graph.project.skipped(path))
+        return found
 
     def _defined(self, owner: str) -> dict[str, list[int]]:
         """The functions of a class that are defined out of line, by name."""
@@ -103,15 +106,18 @@ class OtherSources:
                     found.setdefault(self._graph.items[j].names[0], []).append(j)
         return found
 
-    def _member_calls(self, i: int, members: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    def _member_calls(self, i: int, level: Container[int]) -> Iterator[tuple[str, str]]:
         """Classes and the members of theirs that a body names."""
         graph, item = self._graph, self._graph.items[i]
         own = graph.symbols.owner_of(item) if item.owner else ""
+        if self._members is None:
+            self._members = self._find_members()
         for use in item.body_uses:
             name = graph.last_names[use]
-            owners = members.get(name)
-            if owners is None:
+            classes = self._members.get(name)
+            if classes is None:
                 continue
+            owners = {owner for k, owner in classes if k in level}
             if use[0] == ".":
                 # Through an object whose class is not known: only one may have such a member.
                 owners = {own} if own in owners else owners
@@ -123,16 +129,13 @@ class OtherSources:
             if len(owners) == 1:
                 yield next(iter(owners)), name
 
-    def _members_of(self, level: Iterable[int]) -> dict[str, set[str]]:
-        """The classes that have a function of a name, by that name."""
-        found: dict[str, set[str]] = {}
-        for i in level:
-            if self._graph.items[i].kind == "class":
-                names = self._member_names.get(i)
-                if names is None:
-                    names = self._member_names[i] = tuple(dict.fromkeys(self._names_within(i)))
-                for name, owner in names:
-                    found.setdefault(name, set()).add(owner)
+    def _find_members(self) -> dict[str, list[tuple[int, str]]]:
+        """By the name of a function the classes that have one: their items, and qualified names."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for i, item in enumerate(self._graph.items):
+            if item.kind == "class":
+                for name, owner in dict.fromkeys(self._names_within(i)):
+                    found.setdefault(name, []).append((i, owner))
         return found
 
     def _names_within(self, i: int) -> Iterator[tuple[str, str]]:
