@@ -201,7 +201,7 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
         flags.append("attributed")
     name = name.removeprefix("::")
     owner, _, last = name.rpartition("::")
-    names = (_operator(last, head),)
+    names: tuple[str, ...] = (_operator(last, head),)
     literal = names[0].startswith('operator""')
     if literal:
         names = (names[0], names[0][10:])
@@ -224,11 +224,11 @@ def simple(head: str, raw: str) -> Declared:
         if equal >= 0:
             found = _IDENTIFIER.match(rest)
             return Declared("alias", (found[0],) if found else ())
-        names = []
+        using: list[str] = []
         for part in rest.removeprefix("enum ").split(","):
             chain = re.sub(r"\s+|\btypename\b|\.\.\.|<.*", "", part)
-            names.append(chain.rpartition("::")[2])
-        return Declared("using", tuple(name for name in names if name))
+            using.append(chain.rpartition("::")[2])
+        return Declared("using", tuple(name for name in using if name))
     if text.startswith("typedef"):
         return Declared("alias", _typedef_names(text, raw))
     if text.startswith("namespace"):
@@ -244,7 +244,7 @@ def simple(head: str, raw: str) -> Declared:
         return Declared("instantiation", ())
     parts = simplify(text)
     plain = parts.plain.strip()
-    flags = ("template",) if parts.is_template else ()
+    flags: tuple[str, ...] = ("template",) if parts.is_template else ()
     if parts.is_special:
         flags = (*flags, "special")
     if parts.is_template and plain.startswith("using"):

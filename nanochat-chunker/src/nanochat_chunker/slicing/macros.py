@@ -25,7 +25,7 @@ class Macro(NamedTuple):
 
     @property
     def variadic(self) -> bool:
-        return bool(self.params) and self.params[-1] == "__VA_ARGS__"
+        return self.params is not None and self.params[-1:] == ("__VA_ARGS__",)
 
 
 Lookup = Callable[[str], Macro | None]

@@ -314,8 +314,8 @@ class _Run:
             and declared.owner == ""
             and "->" not in head
         ):
-            word = head.partition("(")[0].strip()
-            if declared.names[0] == word and word != self._owner:
+            called = head.partition("(")[0].strip()
+            if declared.names[0] == called and called != self._owner:
                 return Declared("call", ())
         if declared.kind == "prototype" and not declared.owner and self._owner is None:
             # `EXPORT DECLARE(x);`
@@ -360,9 +360,9 @@ class _Run:
             before = clean[begin:place]
             if before.count("(") == before.count(")"):
                 return place
-        found = re.search(r"\)[\w\s()]*[^:]:(?!:)", segment)
-        if found is not None:
-            place = begin + found.end() - 1
+        last = re.search(r"\)[\w\s()]*[^:]:(?!:)", segment)
+        if last is not None:
+            place = begin + last.end() - 1
             before = clean[begin:place]
             if before.count("(") == before.count(")") and "?" not in before:
                 return place

@@ -126,13 +126,14 @@ class Configured:
 
     def _find_left_out(self) -> frozenset[str]:
         """Files that others include only where the configuration leaves it out."""
-        taken, left = set(), set()
+        taken: set[str | None] = set()
+        left: set[str] = set()
         for path, file in self.files.items():
             for event in file.events:
                 if event.kind == "include":
                     taken.add(self.resolve(path, str(event.value), event.extra))
-            for target in file.off:
-                found = self.resolve(path, target, False)
+            for name in file.off:
+                found = self.resolve(path, name, False)
                 if found is not None:
                     left.add(found)
         out: set[str] = left - taken
