@@ -184,6 +184,7 @@ BAD = {
     "unknown kind to skip": (["--skip", "tests"], "generated, vendored"),
     "small window": (["--shuffle-window", "10"], "--shuffle-window"),
     "output is a file": (["--output", "{tmp}/file.c"], "is a file"),
+    "output of no kind": (["--output", "{tmp}/out.json"], "End it in .jsonl"),
 }
 
 

@@ -197,7 +197,7 @@ def test_a_changed_file_is_read_again_after_a_kill(make, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("flags", [[], ["--compilable"]])
 def test_ray_gives_the_same_bytes(make, tmp_path, flags):
-    pytest.importorskip("ray", reason="ray is not installed (the extra ray)")
+    pytest.importorskip("ray", reason="ray is not installed here: hatch run ray:test")
     folder = make(zoo(3, 8))
     common = ["--project-dirs", str(folder), "--max-tokens", "400", *flags]
     assert main([*common, "--output", str(tmp_path / "here"), "--executor", "serial"]) == 0
@@ -244,3 +244,31 @@ def test_a_tokenizer_counts_slices_exactly(make, tmp_path):
     found = rows(out)
     assert {row["tokens"] for row in found} == {len(tokenizer.encode(row["text"])) for row in found}
     assert 64 < max(row["tokens"] for row in found) <= 220
+
+
+def test_the_licence_of_a_body_from_another_source_counts(make, tmp_path):
+    folder = make(
+        {
+            "p/h.h": "// SPDX-License-Identifier: MIT\nint other(int);\n",
+            "p/other.cc": "// SPDX-License-Identifier: GPL-2.0-only\n"
+            '#include "h.h"\nint other(int x) { return x + 41; }\n',
+            "p/run.cc": "// SPDX-License-Identifier: MIT\n"
+            '#include "h.h"\nint run() { return other(1); }\n',
+        }
+    )
+    flags = ["--project-dirs", str(folder), "--compilable", "--executor", "serial"]
+    both, free = tmp_path / "both", tmp_path / "free"
+    assert main([*flags, "--output", str(both), "--val-documents", "0"]) == 0
+    assert (
+        main([*flags, "--output", str(free), "--val-documents", "0", "--exclude-licenses", "GPL-*"])
+        == 0
+    )
+
+    def run(out):
+        rows = pq.read_table(out / "shard_00000.parquet").to_pylist()
+        return next(row for row in rows if row["roots"][0]["name"] == "run")
+
+    assert "return x + 41;" in run(both)["text"]
+    assert run(both)["license"] == "GPL-2.0-only AND MIT"
+    assert "return x + 41;" not in run(free)["text"]
+    assert run(free)["license"] == "MIT"

@@ -186,8 +186,12 @@ def test_stats_plots(projects, tmp_path, capsys):
     assert run(projects, tmp_path / "a.jsonl") == 0
     assert main(["stats", str(tmp_path / "a.jsonl"), "--plot", str(tmp_path / "a.svg")]) == 0
     assert "<svg" in (tmp_path / "a.svg").read_text()
-    assert main(["stats", str(tmp_path / "a.jsonl"), "--plot", str(tmp_path / "a.txt")]) == 2
-    assert ".png, .svg or .pdf" in capsys.readouterr().err
+    capsys.readouterr()
+    for name, said in (("a.txt", "End it in .png"), ("none/a.svg", "no folder")):
+        assert main(["stats", str(tmp_path / "a.jsonl"), "--plot", str(tmp_path / name)]) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert not captured.out
 
 
 def test_stats_of_what_is_no_output(tmp_path, capsys):

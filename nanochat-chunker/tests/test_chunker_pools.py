@@ -44,7 +44,7 @@ def collect(pool, jobs):
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray cluster of this machine, started once: a pool uses one that is there."""
-    ray = pytest.importorskip("ray", reason="ray is not installed (the extra ray)")
+    ray = pytest.importorskip("ray", reason="ray is not installed here: hatch run ray:test")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", HERE + os.pathsep + os.environ.get("PYTHONPATH", ""))
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +70,25 @@ def test_annotates_each_document_in_its_place(shards, jsonl, capsys):
     rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
     assert sorted(str(row["compiles"]) for row in rows)[1] in ("None", "False")
     assert sum(row["compiles"] is None for row in rows) == 1
+
+
+@needs_compiler
+def test_an_output_at_an_address(shards, jsonl, tmp_path, capsys):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shards), "/verified/out", recursive=True)
+    memory.put_file(str(jsonl), "/verified/out.jsonl")
+    assert main(["verify", "memory://verified/out", "--annotate"]) == 0
+    assert "alone: 2 of 3" in capsys.readouterr().out
+    with memory.open("/verified/out/shard_00000.parquet", "rb") as file:
+        assert pq.read_table(file)["compiles"].to_pylist() == [True, False]
+    assert main(["verify", "memory://verified/out.jsonl", "--annotate"]) == 0
+    assert "by project" not in capsys.readouterr().out  # lines do not say
+    rows = [json.loads(line) for line in memory.cat_file("/verified/out.jsonl").splitlines()]
+    assert [row["compiles"] for row in rows] == [True, False, False]
+    assert main(["verify", f"file://{shards}", "--sample", "1"]) == 0
+    assert "1 of 3 documents" in capsys.readouterr().out
+    assert main(["verify", "memory://verified/nothing"]) == 2
+    assert "there is no memory://verified/nothing" in capsys.readouterr().err
 
 
 @needs_compiler

@@ -14,6 +14,7 @@ DEFAULT_EXTENSIONS = tuple(
     ).split()
 )
 LAYOUTS = ("auto", "one", "many")
+_NOT_WRITTEN = (".json", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".txt", ".csv")
 EXECUTORS = ("processes", "serial", "ray")
 REDACT = ("secrets", "emails")
 SKIP = ("generated", "vendored")
@@ -133,6 +134,11 @@ class Settings:
             )
 
     def _check_choices(self) -> None:
+        if self.output.endswith(_NOT_WRITTEN):
+            raise UsageError(
+                f"--output {self.output} is neither JSONL nor a folder",
+                "End it in .jsonl for lines of JSON, or name a folder for parquet shards",
+            )
         for name, choices in (("layout", LAYOUTS), ("executor", EXECUTORS), ("order", ORDERS)):
             value = getattr(self, name)
             if value not in choices:

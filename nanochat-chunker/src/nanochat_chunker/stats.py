@@ -8,6 +8,11 @@ from nanochat_chunker.errors import UsageError
 _BAR = 40  # characters of the longest bar
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def show(manifest: dict[str, Any], output: str, most_projects: int) -> None:
     """Prints lengths, drops, redactions and the largest projects."""
     from rich.console import Console
@@ -19,12 +24,13 @@ def show(manifest: dict[str, Any], output: str, most_projects: int) -> None:
     total = documents["train"] + documents["validation"]
     tokens = documents["train_tokens"] + documents["validation_tokens"]
     settings = manifest["settings"]
-    console.print(Text(f"{output}: {total:,} documents, {tokens:,} tokens "
+    console.print(Text(f"{output}: {counted(total, 'document')}, {tokens:,} tokens "
                        f"({manifest['tokens_by']['method']}), mode {settings['mode']}, at most "
                        f"{settings['max_tokens']:,} tokens each"))  # fmt: skip
     if "definitions" in manifest:
         console.print(f"around {manifest['definitions']['roots']:,} definitions")
-    console.print(f"{files['kept']:,} files of {len(manifest['projects']):,} projects, "
+    console.print(f"{counted(files['kept'], 'file')} of "
+                  f"{counted(len(manifest['projects']), 'project')}, "
                   f"{files['kept_bytes'] / 1e6:,.1f} MB")  # fmt: skip
 
     table = Table(title="Tokens of a document", title_justify="left")
@@ -74,10 +80,10 @@ def _counts(manifest: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     return [(title, counts) for title, counts in shown if counts]
 
 
-def plot(manifest: dict[str, Any], path: Path) -> None:
-    """Draws the lengths and what was dropped. Raises `UsageError` without matplotlib."""
+def check_picture(path: Path) -> None:
+    """Raises `UsageError` where `plot` could not draw into a file of this name."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError(
             "--plot needs the package matplotlib, which is not installed",
@@ -85,6 +91,14 @@ def plot(manifest: dict[str, Any], path: Path) -> None:
         ) from None
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {path} names no kind of picture", "End it in .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent} for --plot", "Make it, or name another")
+
+
+def plot(manifest: dict[str, Any], path: Path) -> None:
+    """Draws the lengths and what was dropped."""
+    import matplotlib
+
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

@@ -45,6 +45,20 @@ def store_for(folder: str, scratch: Path) -> Store:
     return RemoteStore(folder, scratch) if is_address(folder) else LocalStore(Path(folder))
 
 
+def open_address(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address or a local path, and the path in it."""
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"cannot open {address}: {error}",
+            "Check the address, and install the package for its kind (s3fs, gcsfs ...)",
+        ) from None
+    return system, path
+
+
 def write_text(store: Store, name: str, text: str) -> None:
     """Writes a small file."""
     store.write(name, lambda path: _fill(path, text))
@@ -88,15 +102,7 @@ class RemoteStore:
     """A folder behind an fsspec address, such as s3://bucket/folder."""
 
     def __init__(self, address: str, scratch: Path) -> None:
-        try:
-            from fsspec.core import url_to_fs
-
-            self._system, self._folder = url_to_fs(address)
-        except (ImportError, ValueError) as error:
-            raise UsageError(
-                f"cannot open {address}: {error}",
-                "Check the address, and install the package for its kind (s3fs, gcsfs ...)",
-            ) from None
+        self._system, self._folder = open_address(address)
         self._scratch = scratch
         protocol = self._system.protocol
         kinds = {protocol} if isinstance(protocol, str) else set(protocol)

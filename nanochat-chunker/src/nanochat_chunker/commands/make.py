@@ -185,12 +185,14 @@ def semantic_line(semantic: dict[str, Any]) -> str:
 
 def summary(manifest: dict[str, Any], output: str, seconds: float) -> list[str]:
     """What is said at the end."""
+    from nanochat_chunker.stats import counted
+
     files, documents = manifest["files"], manifest["documents"]
     tokens = documents["train_tokens"] + documents["validation_tokens"]
     lines = [
-        f"{len(manifest['projects']):,} projects, {files['kept']:,} files, "
+        f"{counted(len(manifest['projects']), 'project')}, {counted(files['kept'], 'file')}, "
         f"{files['kept_bytes'] / 1e6:,.1f} MB in {seconds:.1f} s",
-        f"{documents['train'] + documents['validation']:,} documents, {tokens:,} tokens "
+        f"{counted(documents['train'] + documents['validation'], 'document')}, {tokens:,} tokens "
         f"({manifest['tokens_by']['method']}); {documents['validation']:,} held out",
     ]
     if (semantic := manifest.get("semantic")) is not None:

@@ -15,7 +15,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("output", metavar="OUT", help="a folder of shards, or a .jsonl file")
+    add("output", metavar="OUT",
+        help="a folder of shards, or a .jsonl file; either may be an fsspec address")
     add("--projects", type=int, default=10, metavar="N",
         help="largest projects to list (default: %(default)s)")
     add("--plot", type=Path, metavar="FILE",
@@ -27,9 +28,11 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: dict[str, Any]) -> int:
     from nanochat_chunker.output import read_manifest
-    from nanochat_chunker.stats import plot, show
+    from nanochat_chunker.stats import check_picture, plot, show
 
     manifest = read_manifest(options["output"])
+    if options["plot"] is not None:
+        check_picture(options["plot"])
     if options["json"]:
         names = ("files", "semantic", "documents", "lengths", "projects")
         numbers = {name: manifest[name] for name in names if name in manifest}

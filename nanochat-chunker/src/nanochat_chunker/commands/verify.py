@@ -18,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("output", type=Path, metavar="OUT", help="a folder of shards, or a .jsonl file")
+    add("output", metavar="OUT",
+        help="a folder of shards, or a .jsonl file; either may be an fsspec address")
     add("--sample", type=int, metavar="N", help="only so many, drawn at random (default: all)")
     add("--include", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
         help="also report the rate with these include folders")

@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from nanochat_chunker.slicing.bottom_up import bottom_up
 from nanochat_chunker.slicing.graph import FULL, Follower, Graph
 
 
@@ -77,7 +78,7 @@ class Closure:
 
     def copy(self) -> dict[str, Any]:
         """What changes when it grows."""
-        return {name: copy(getattr(self, name)) for name in self._GROWS}
+        return {"_view": self._view, **{name: copy(getattr(self, name)) for name in self._GROWS}}
 
     def restore(self, before: dict[str, Any]) -> None:
         """Makes it again what it was at `copy`."""
@@ -85,15 +86,31 @@ class Closure:
             setattr(self, name, value)
         self._todo.clear()
 
+    def see(self, files: int) -> None:
+        """More files are seen, and what comes along unasked from them."""
+        graph, new = self.graph, files & ~self._view.seen
+        if not new:
+            return
+        self._view = graph.view_of(self._view.seen | files)
+        for i in list(self.level):
+            for follower in graph.followers(i):
+                if new >> graph.bits[follower.item] & 1:
+                    missing = follower.types.difference(self.level)
+                    first = min(missing, default=-1)
+                    if missing:
+                        self._waiting[first] = (*self._waiting.get(first, ()), follower)
+                    else:
+                        self._take(follower.item, self._level_of(follower.item))
+
     def sees(self, j: int) -> bool:
         """Whether an item is in a file that the roots' file sees."""
         return bool(self._view.seen >> self.graph.bits[j] & 1)
 
     def finished(self) -> dict[int, int]:
-        """The items with the directives they stood under, in the project's order."""
+        """The items with the directives they stood under, in the order of the document."""
         level = dict(self.level)
         self._directives(level)
-        return dict(sorted(level.items()))
+        return bottom_up(self.graph, dict(sorted(level.items())))
 
     def _finish(self) -> None:
         self._drain()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nanochat_chunker.slicing.expansion import Macros
 from nanochat_chunker.slicing.items import Item, flatten
 from nanochat_chunker.slicing.lookup import Lookup
-from nanochat_chunker.slicing.names import names_in, outermost
+from nanochat_chunker.slicing.names import LastNames, names_in, outermost
 from nanochat_chunker.slicing.ordering import Ordered
 from nanochat_chunker.slicing.project import Configured
 from nanochat_chunker.slicing.symbols import Symbols
@@ -94,6 +94,7 @@ class Graph:
         for i, item in enumerate(self.items):
             self.symbols.add(i, item)
         self.lookup = Lookup(ordered, self.symbols, macros)
+        self.last_names = LastNames()
         self._decl: dict[int, Ids] = {}
         self._body: dict[int, Ids] = {}
         self._callees: dict[int, Ids] = {}
@@ -280,8 +281,11 @@ class Graph:
         return self._followers.get(i, ())
 
     def view(self, path: str) -> View:
-        """What a file sees; the last few are kept."""
-        seen = self.project.context(path)
+        """What a file sees."""
+        return self.view_of(self.project.context(path))
+
+    def view_of(self, seen: int) -> View:
+        """What is in some files; the last few are kept."""
         found = self._views.get(seen)
         if found is None:
             if len(self._views) >= _MAX_VIEWS:

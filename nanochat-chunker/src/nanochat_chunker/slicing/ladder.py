@@ -8,6 +8,7 @@ from nanochat_chunker.slicing.closure import Closure, Detail
 from nanochat_chunker.slicing.graph import DECLARED, Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
+from nanochat_chunker.slicing.other_sources import OtherSources
 from nanochat_chunker.slicing.rendering import Renderer, paths_of
 from nanochat_chunker.slicing.slim import OwnFile, UsedMembers
 
@@ -40,6 +41,7 @@ class Ladder:
         self._budget = options.budget
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
+        self._others = OtherSources(graph)
         self._heavy: dict[tuple[int, str, int], bool] = {}
         self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
@@ -86,7 +88,12 @@ class Ladder:
         for detail, state in reversed(fitting):
             closure.detail = detail
             closure.restore(state)
+            alone = closure.copy()
+            brought = self._others.bring(closure, limit * _FULL)
             slice_ = self._write(closure, roots, "file, " + detail.name)
+            if slice_ is None and brought:
+                closure.restore(alone)
+                slice_ = self._write(closure, roots, "file, " + detail.name)
             if slice_ is not None:
                 return slice_
         return None

@@ -44,6 +44,14 @@ def names_in(code: str) -> tuple[str, ...]:
     return tuple(map(intern, names))
 
 
+class LastNames(dict[str, str]):
+    """The last part of a name by the name: `b` of `a::b`, `.b` and `b`."""
+
+    def __missing__(self, name: str) -> str:
+        last = self[name] = intern(name.lstrip(".").rpartition("::")[2])
+        return last
+
+
 def outermost(arguments: str) -> str:
     """Template arguments up to their `>`, without the arguments that those have themselves."""
     out: list[str] = []

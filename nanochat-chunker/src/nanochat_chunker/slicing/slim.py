@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import ClassVar
 
+from nanochat_chunker.slicing.bottom_up import bottom_up
 from nanochat_chunker.slicing.closure import FULL, Closure, Detail
 from nanochat_chunker.slicing.graph import DECLARED, Graph
 
@@ -117,7 +118,7 @@ class OwnFile(Closure):
         for i in self.graph.by_path[self.path]:
             if i < last and self.graph.items[i].kind in _DIRECTIVES:
                 level[i] = FULL
-        return dict(sorted(level.items()))
+        return bottom_up(self.graph, dict(sorted(level.items())))
 
     def _take(self, i: int, level: int) -> None:
         if self.graph.paths[i] == self.path:

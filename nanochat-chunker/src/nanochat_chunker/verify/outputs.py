@@ -1,17 +1,21 @@
-"""Reading the documents of an output, and writing a column back."""
+"""Reading the documents of an output as they are needed, and writing a column back."""
 
 import json
-import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nanochat_chunker.errors import UsageError
+from nanochat_chunker.output import split_output
 from nanochat_chunker.slicing.preprocess import is_c
+from nanochat_chunker.storage import open_address, store_for
 from nanochat_chunker.writers import PAGE_BYTES, ROW_GROUP
 
 COLUMN = "compiles"
+_COLUMNS = ("text", "project", "paths", "roots")
 
 
 @dataclass(frozen=True)
@@ -23,86 +27,149 @@ class Document:
     is_c: bool = False
 
 
-def read_output(output: Path) -> list[Document]:
-    """The documents of a folder of shards or a JSONL file, in order.
+class Documents:
+    """The documents of a folder of shards or a JSONL file, here or at an fsspec address.
 
     Raises `UsageError` where there is neither.
     """
-    if output.is_dir():
-        shards = _shards(output)
-        if not shards:
-            raise UsageError(f"no parquet shards in {output}", "Give an output of nanochat-chunker")
-        return [document for shard in shards for document in _read_shard(shard)]
-    if output.is_file():
-        return [_document(row) for row in _rows(output)]
-    raise UsageError(f"there is no {output}", "Give a folder of parquet shards, or a .jsonl file")
+
+    def __init__(self, output: str) -> None:
+        self.output = output.removeprefix("file://")
+        self._system, self._path = open_address(self.output)
+        self._shards: list[str] = []
+        if self._system.isdir(self._path):
+            entries: list[Any] = self._system.ls(self._path, detail=False)
+            self._shards = sorted(
+                entry
+                for entry in entries
+                if entry.endswith(".parquet") and not _name(entry).startswith(".")
+            )
+            if not self._shards:
+                raise UsageError(
+                    f"no parquet shards in {output}", "Give an output of nanochat-chunker"
+                )
+        elif not self._system.isfile(self._path):
+            raise UsageError(
+                f"there is no {output}", "Give a folder of parquet shards, or a .jsonl file"
+            )
+
+    def count(self) -> int:
+        """How many there are."""
+        if not self._shards:
+            return sum(1 for _ in self._rows())
+        total = 0
+        for shard in self._shards:
+            with self._parquet(shard) as file:
+                total += file.metadata.num_rows
+        return total
+
+    def read(self, chosen: Sequence[int] | None) -> Iterator[Document]:
+        """Those at the places `chosen`, in ascending order; None: all."""
+        wanted = None if chosen is None else set(chosen)
+        if not self._shards:
+            for at, row in enumerate(self._rows()):
+                if wanted is None or at in wanted:
+                    yield _document(row)
+            return
+        at = 0
+        for shard in self._shards:
+            with self._parquet(shard) as file:
+                columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    here = [n for n in range(rows) if wanted is None or at + n in wanted]
+                    at += rows
+                    if here:
+                        table = file.read_row_group(group, columns=columns)
+                        for n in here:
+                            yield _document(table.slice(n, 1).to_pylist()[0])
+
+    def annotate(self, compiles: Sequence[bool | None]) -> None:
+        """Writes the column `compiles`; each file appears whole under its name."""
+        folder, name = split_output(self.output)
+        with tempfile.TemporaryDirectory() as scratch:
+            store = store_for(folder, Path(scratch))
+            if not self._shards:
+                store.write(name, lambda path: self._fill_lines(path, compiles))
+                return
+            at = 0
+            for shard in self._shards:
+                with self._parquet(shard) as file:
+                    count = file.metadata.num_rows
+                    column = compiles[at : at + count]
+                    at += count
+                    store.write(
+                        _name(shard),
+                        lambda path, file=file, column=column: _fill_shard(file, path, column),
+                    )
+
+    def _fill_lines(self, path: Path, compiles: Sequence[bool | None]) -> None:
+        with path.open("w", encoding="utf-8", newline="\n") as out:
+            for row, value in zip(self._rows(), compiles, strict=True):
+                out.write(json.dumps({**row, COLUMN: value}, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def _parquet(self, shard: str) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        opened: IO[bytes]
+        with self._system.open(shard, "rb") as opened:
+            try:
+                file = pq.ParquetFile(opened)
+            except pa.ArrowInvalid:
+                raise UsageError(
+                    f"{_name(shard)} of {self.output} is no parquet file", "Make the output again"
+                ) from None
+            if "text" not in file.schema_arrow.names:
+                raise UsageError(
+                    f"{_name(shard)} of {self.output} has no column text",
+                    "Give an output of nanochat-chunker",
+                )
+            yield file
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        with self._system.open(
+            self._path, "r", encoding="utf-8", errors="surrogateescape", newline="\n"
+        ) as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                    raise UsageError(
+                        f'line {number} of {self.output} is not {{"text": ...}}',
+                        "Make the output again",
+                    )
+                yield row
 
 
-def annotate_output(output: Path, compiles: Sequence[bool | None]) -> None:
-    """Writes the column `compiles`; each file is written beside its name and renamed."""
-    if output.is_file():
-        rows = _rows(output)
-        lines = []
-        for row, value in zip(rows, compiles, strict=True):
-            lines.append(json.dumps({**row, COLUMN: value}, ensure_ascii=False) + "\n")
-        beside = output.with_name(output.name + ".partial")
-        beside.write_text("".join(lines), encoding="utf-8")
-        os.replace(beside, output)
-        return
+def _fill_shard(file: Any, path: Path, column: Sequence[bool | None]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    writer = None
     at = 0
-    for shard in _shards(output):
-        table = pq.ParquetFile(shard).read()
-        column = pa.array(list(compiles[at : at + table.num_rows]), pa.bool_())
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        values = pa.array(list(column[at : at + table.num_rows]), pa.bool_())
         at += table.num_rows
         if COLUMN in table.column_names:
-            table = table.set_column(table.column_names.index(COLUMN), COLUMN, column)
+            table = table.set_column(table.column_names.index(COLUMN), COLUMN, values)
         else:
-            table = table.append_column(COLUMN, column)
-        beside = shard.with_name(shard.name + ".partial")
-        pq.write_table(
-            table, beside, compression="zstd", row_group_size=ROW_GROUP, data_page_size=PAGE_BYTES
-        )
-        os.replace(beside, shard)
+            table = table.append_column(COLUMN, values)
+        if writer is None:
+            writer = pq.ParquetWriter(
+                path, table.schema, compression="zstd", data_page_size=PAGE_BYTES
+            )
+        writer.write_table(table, row_group_size=ROW_GROUP)
+    if writer is not None:
+        writer.close()
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
-
-
-def _read_shard(shard: Path) -> Iterator[Document]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(shard)
-        names = set(file.schema_arrow.names)
-        if "text" not in names:
-            raise UsageError(f"{shard} has no column text", "Give an output of nanochat-chunker")
-        columns = [name for name in ("text", "project", "paths", "roots") if name in names]
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                yield _document(row)
-    except pa.ArrowInvalid:
-        raise UsageError(f"{shard} is no parquet file", "Make the output again") from None
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise UsageError(
-                    f'line {number} of {path} is not {{"text": ...}}', "Make the output again"
-                )
-            rows.append(row)
-    return rows
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _document(row: dict[str, Any]) -> Document:

@@ -1,16 +1,16 @@
 """Verifying a whole output: which documents, compiled side by side, and what came of it."""
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat_chunker.errors import UsageError
 from nanochat_chunker.verify.compiler import Compiler, Outcome, find_compiler
-from nanochat_chunker.verify.outputs import Document, annotate_output, read_output
+from nanochat_chunker.verify.outputs import Document, Documents
 from nanochat_chunker.verify.reasons import reason
 
 _SHOWN_REASONS = 12
@@ -51,8 +51,10 @@ class Report:
         ]
         if self.include_dirs:
             lines.append(f"with includes: {_share(rate.with_includes, rate.documents)}")
-        lines.append("by project:")
-        for name, part in sorted(self.projects.items()):
+        named = {name: part for name, part in self.projects.items() if name}
+        if named:  # JSONL says nothing of projects
+            lines.append("by project:")
+        for name, part in sorted(named.items()):
             line = f"  {name}: {_share(part.alone, part.documents)}"
             if self.include_dirs:
                 line += f"; with includes {_share(part.with_includes, part.documents)}"
@@ -81,7 +83,8 @@ class Report:
 
 
 def verify_documents(
-    documents: Sequence[Document],
+    documents: Iterable[Document],
+    count: int,
     compiler: Compiler,
     *,
     include_dirs: Sequence[Path] = (),
@@ -89,11 +92,11 @@ def verify_documents(
     workers: int = 1,
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Report, list[bool]]:
-    """Compiles each document alone, and those that fail once more with `include_dirs`.
+    """Compiles `count` documents, each alone and, where it fails, with `include_dirs`.
 
     The second value says for each document whether it compiles alone.
     """
-    report = Report(compiler.version, len(documents), tuple(str(path) for path in include_dirs))
+    report = Report(compiler.version, count, tuple(str(path) for path in include_dirs))
     projects: dict[str, Rate] = defaultdict(Rate)
     results: list[bool] = []
 
@@ -106,7 +109,7 @@ def verify_documents(
         )
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for document, (alone, included) in zip(documents, pool.map(check, documents), strict=True):
+        for document, (alone, included) in _in_turn(pool, check, documents, 4 * max(1, workers)):
             results.append(alone.compiles)
             for rate in (report.rate, projects[document.project]):
                 rate.add(alone.compiles, included.compiles)
@@ -114,13 +117,30 @@ def verify_documents(
                 report.reasons[reason(alone.diagnostics)] += 1
             if include_dirs and not included.compiles:
                 report.reasons_with_includes[reason(included.diagnostics)] += 1
-            on_done(len(results), len(documents))
+            on_done(len(results), count)
     report.projects = dict(projects)
     return report, results
 
 
+def _in_turn(
+    pool: ThreadPoolExecutor,
+    check: Callable[[Document], tuple[Outcome, Outcome]],
+    documents: Iterable[Document],
+    ahead: int,
+) -> Iterator[tuple[Document, tuple[Outcome, Outcome]]]:
+    """Documents with their outcomes, in order; only so many are in memory at a time."""
+    running: deque[tuple[Document, Future[tuple[Outcome, Outcome]]]] = deque()
+    for document in documents:
+        running.append((document, pool.submit(check, document)))
+        if len(running) == ahead:
+            first, future = running.popleft()
+            yield first, future.result()
+    for document, future in running:
+        yield document, future.result()
+
+
 def verify_output(
-    output: Path,
+    output: str | Path,
     *,
     sample: int | None = None,
     include_dirs: Sequence[Path] = (),
@@ -143,25 +163,27 @@ def verify_output(
     if sample is not None and sample < 1:
         raise UsageError(f"--sample is {sample}", "Give a number of 1 or more")
     found = find_compiler(compiler, timeout_s, memory_mb)
-    documents = read_output(output)
-    if not documents:
+    documents = Documents(str(output))
+    total = documents.count()
+    if not total:
         raise UsageError(f"no documents in {output}", "Give an output of nanochat-chunker")
-    chosen = list(range(len(documents)))
-    if sample is not None and sample < len(chosen):
-        chosen = sorted(random.Random(seed).sample(chosen, sample))
+    chosen = None
+    if sample is not None and sample < total:
+        chosen = sorted(random.Random(seed).sample(range(total), sample))
     report, results = verify_documents(
-        [documents[i] for i in chosen],
+        documents.read(chosen),
+        total if chosen is None else len(chosen),
         found,
         include_dirs=include_dirs,
         workers=workers,
         on_done=on_done,
     )
-    report.total = len(documents)
+    report.total = total
     if annotate:
-        compiles: list[bool | None] = [None] * len(documents)
-        for i, result in zip(chosen, results, strict=True):
+        compiles: list[bool | None] = [None] * total
+        for i, result in zip(range(total) if chosen is None else chosen, results, strict=True):
             compiles[i] = result
-        annotate_output(output, compiles)
+        documents.annotate(compiles)
     return report
 
 
