@@ -20,7 +20,8 @@ class FileIndex:
     unknown: frozenset[str] = frozenset()  # what may be macros of other files
     off: tuple[str, ...] = ()  # quoted includes that the configuration leaves out
     fragment: bool = False  # holds statements outside of functions: part of another file
-    once: bool = False  # has an include guard
+    once: bool = False  # is read once by a compiler
+    guard: str = ""  # the macro of its include guard
     skipped: str = ""  # why there are no items: objective_c, or what went wrong
 
 

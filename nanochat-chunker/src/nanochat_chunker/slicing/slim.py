@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
 from nanochat_chunker.slicing.graph import Graph
 
-_DIRECTIVES = frozenset("include define undef using directive namespace".split())
-
-
 class UsedMembers(Closure):
     """Classes come with their data, and of their functions and types only those that are named.
 
@@ -79,20 +76,3 @@ class UsedMembers(Closure):
 
     def _declaration(self, i: int) -> Iterable[int]:
         return () if i in self.members else super()._declaration(i)
-
-
-class OwnFile(Closure):
-    """Only items of the root's own file, with the directives before them; its includes stay."""
-
-    def finished(self) -> dict[int, int]:
-        """The items, and all directives that stand before the last root."""
-        level = dict(self.level)
-        last = max(self.roots)
-        for i in self.graph.by_path[self.path]:
-            if i < last and self.graph.items[i].kind in _DIRECTIVES:
-                level[i] = FULL
-        return dict(sorted(level.items()))
-
-    def _take(self, i: int, level: int) -> None:
-        if self.graph.paths[i] == self.path:
-            super()._take(i, level)
