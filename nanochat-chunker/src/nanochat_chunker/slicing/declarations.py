@@ -25,6 +25,10 @@ _NOT_FUNCTIONS = frozenset(
     "__attribute__ __declspec static_assert defined void int char bool long unsigned auto const "
     "template".split()
 )
+_NOT_TYPES = frozenset(
+    "operator return decltype noexcept requires explicit throw alignas sizeof defined if while for "
+    "switch case new delete __attribute__ __declspec asm __asm__ static_assert".split()
+)
 _CLASS = re.compile(r"\b(class|struct|union|enum)\b(?:\s+(?:class|struct)\b)?")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _CHAIN = re.compile(r"[A-Za-z_]\w*(?:\s*::\s*[A-Za-z_]\w*)*")
@@ -188,6 +192,11 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
         between = plain[start + len(last) : candidates[1][0]].replace("()", "").strip()
         if not between.startswith((":", "const", "noexcept", "override", "@")):
             start, name, last = candidates[1]
+    elif len(candidates) > 1 and not _MACRO_WORD.fullmatch(candidates[1][2]):
+        # `TYPE(x) *f()`: a macro that makes the type.
+        between = plain[start + len(name) : candidates[1][0]].replace("()", "").strip()
+        if (between or "::" in candidates[1][1]) and not between.strip("*& "):
+            start, name, last = candidates[1]
     flags = []
     before = plain[:start]
     if ("const" in before and _CONSTANT.search(before)) or "CONSTEXPR" in before:
@@ -350,6 +359,11 @@ def is_specialised(head: str, name: str) -> bool:
     key = max(head.rfind("class "), head.rfind("struct "), head.rfind("union "))
     colon = head.find(" : ", key)
     return re.search(rf"\b{name}\s*<", head[key : colon if colon > 0 else None]) is not None
+
+
+def is_macro_word(word: str) -> bool:
+    """Whether a word looks like a macro by its letters, or is no type before a declarator."""
+    return word in _NOT_TYPES or _MACRO_WORD.fullmatch(word) is not None
 
 
 def flags_of(parts: Head) -> tuple[str, ...]:

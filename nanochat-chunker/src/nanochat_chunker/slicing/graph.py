@@ -16,6 +16,14 @@ from nanochat_chunker.slicing.symbols import Symbols
 _TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
 _HAVE_COMPANIONS = frozenset(("alias", "class", "function", "prototype", "forward", "enum"))
 _ALWAYS = frozenset("variable access using other call assert".split())  # members that stay
+# Members that templates of the standard library ask for.
+_ASKED_FOR = frozenset(
+    "char_type int_type off_type pos_type state_type comparison_category value_type size_type "
+    "difference_type pointer const_pointer reference const_reference iterator const_iterator "
+    "iterator_category key_type mapped_type allocator_type argument_type result_type "
+    "first_argument_type second_argument_type is_transparent is_always_equal rebind type "
+    "promise_type".split()
+)
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 Ids = tuple[int, ...]
@@ -52,7 +60,7 @@ class Graph:
         self.qualifiers = ordered.qualifiers
         macros = Macros(ordered)
         for i, item in enumerate(self.items):
-            if item.kind == "call" and item.tail < 0:
+            if item.kind == "call":
                 self.items[i] = macros.declared(i)
         self.symbols = Symbols()
         for item in self.items:
@@ -288,6 +296,6 @@ def names_of(item: Item, member: Item) -> tuple[str, ...] | None:
     if member.kind == "friend":
         return tuple(use.rpartition("::")[2] for use in member.uses)
     name = member.names[0]
-    if name in item.names or name.startswith(("operator", "~")):
+    if name in item.names or name in _ASKED_FOR or name.startswith(("operator", "~")):
         return None
     return member.names

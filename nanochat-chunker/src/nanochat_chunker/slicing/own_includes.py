@@ -11,6 +11,9 @@ from nanochat_chunker.slicing.system_headers import headers_of
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
+# Headers of the library that include most of the others, which conditions of a file may ask for.
+_LARGE = ("future", "memory")
+
 
 def include_line(project: Configured, path: str, item: Item) -> str:
     """An include for a compiler that is given the project's include folders.
@@ -78,4 +81,4 @@ def _hidden_headers(project: Configured, seen: int) -> list[str]:
                     found[str(event.value)] = None
             elif isinstance(event.value, Macro) and event.value.params is not None:
                 hides = hides or bool(headers_of(event.value.name))
-    return sorted(found) if hides else []
+    return sorted({*found, *_LARGE}) if hides else []

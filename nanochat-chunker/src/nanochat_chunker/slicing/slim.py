@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure, Detail
 from nanochat_chunker.slicing.graph import Graph
 
+
 class UsedMembers(Closure):
     """Classes come with their data, and of their functions and types only those that are named.
 
