@@ -166,22 +166,19 @@ CASES = {
     },
     "a function's name in parentheses": {
         "a.h": "struct Half { int x; };\n#define FLAT inline\n"
-        "FLAT Half (min)(const Half& a, const Half&) { return a; }\n",
-        "a.cc": '#include "a.h"\nint f(Half h) { return (min)(h, h).x; }\n',
+        "FLAT Half (min)(int a, int b) { return {a < b ? a : b}; }\n",
+        "a.cc": '#include "a.h"\nint f() { return (min)(1, 2).x; }\n',
     },
     "a macro with a body that declares": {
         "a.h": "#define MATCHER(name) struct name##Impl { bool match(int) const; };\\\n"
         "inline name##Impl name() { return {}; }\\\n"
         "inline bool name##Impl::match(int arg) const\n",
-        "a.cc": '#include "a.h"\nnamespace n {\nMATCHER(IsOdd) { return arg % 2; }\n}\n'
-        "bool f() { return n::IsOdd().match(3); }\n",
-        "b.cc": '#include "a.h"\nMATCHER(IsEven) { return arg % 2 == 0; }\n'
-        "bool g() { return IsEven().match(3); }\n",
+        "b.h": '#include "a.h"\nnamespace n {\nMATCHER(IsOdd) { return arg % 2; }\n}\n',
+        "b.cc": '#include "b.h"\nbool f() { return n::IsOdd().match(3); }\n',
     },
     "a macro alone on its line before a member": {
-        "m.h": "#define ON_DEVICE __attribute__((noinline))\n",
-        "a.h": '#include "m.h"\n#ifndef NO_A\nstruct A {\n  ON_DEVICE\n  int f() { return 1; }\n'
-        "};\n#endif\n",
+        "m.h": "#define ON_DEVICE\n",
+        "a.h": '#include "m.h"\nstruct A {\n  ON_DEVICE\n  int f() { return 1; }\n};\n',
         "a.cc": '#include "a.h"\nint f(A a) { return a.f(); }\n',
     },
     "a constructor of a template out of its class": {
