@@ -376,6 +376,20 @@ def test_members_that_the_standard_library_asks_for_stay():
     assert errors(made[0].text) == ""
 
 
+def test_a_test_of_a_framework_comes_with_what_registers_its_suite():
+    files = {
+        "a_test.cc": "#include <gtest/gtest.h>\n"
+        "template <class T> struct Suite : testing::Test {};\n"
+        "using Types = testing::Types<int, long>;\n"
+        "TYPED_TEST_SUITE(Suite, Types);\n"
+        "TYPED_TEST(Suite, Holds) { EXPECT_GT(sizeof(TypeParam), 1u); }\n" + LONG,
+    }
+    [text] = [
+        piece.text for piece in slices(files, budget=1000) if "TYPED_TEST(Suite" in piece.text
+    ]
+    assert text.index("using Types") < text.index("TYPED_TEST_SUITE(") < text.index("TYPED_TEST(")
+
+
 def test_definitions_that_fit_nowhere_are_counted():
     body = "".join(f"  total += {i};\n" for i in range(100))
     files = {

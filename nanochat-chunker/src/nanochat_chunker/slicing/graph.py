@@ -24,6 +24,7 @@ _ASKED_FOR = frozenset(
     "first_argument_type second_argument_type is_transparent is_always_equal rebind type "
     "promise_type".split()
 )
+_FIRST_ARGUMENT = re.compile(r"\w+\s*\(\s*(\w+)\s*,")
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 Ids = tuple[int, ...]
@@ -79,6 +80,7 @@ class Graph:
         self._sizes: dict[int, int] = {}
         self._declared_sizes: dict[int, int] = {}
         self._operators: dict[int, list[int]] | None = None
+        self._calls: dict[str, dict[str, list[int]]] = {}  # by path and first argument
 
     def declaration(self, i: int) -> Ids:
         """What the declaration of an item needs; of a class, with its members declared."""
@@ -92,8 +94,31 @@ class Graph:
                 names.update(self._inner_names(i))
             if item.owner:
                 names.add(item.owner)
-            found = self._decl[i] = self.needs(i, names, "declaration")
+            found = self.needs(i, names, "declaration")
+            if item.kind == "call" and "body" in item.flags and "expanded" not in item.flags:
+                found = tuple(sorted({*found, *self._calls_before(i)}))
+            self._decl[i] = found
         return found
+
+    def _calls_before(self, i: int) -> list[int]:
+        """Calls that a call with a body needs before it, both of macros that no file defines.
+
+        Those of the same first argument: `TYPED_TEST_SUITE(Case, Types)` of `TYPED_TEST(Case, It)`.
+        """
+        path = self.paths[i]
+        calls = self._calls.get(path)
+        if calls is None:
+            calls = self._calls[path] = defaultdict(list)
+            for j in self.by_path[path]:
+                if self.items[j].kind == "call" and not self.items[j].flags & {"body", "expanded"}:
+                    calls[self._first_argument(j)].append(j)
+        first = self._first_argument(i)
+        return [j for j in calls.get(first, ()) if j < i] if first else []
+
+    def _first_argument(self, i: int) -> str:
+        item = self.items[i]
+        found = _FIRST_ARGUMENT.match(self.project.text(self.paths[i]), item.begin, item.end)
+        return found[1] if found is not None else ""
 
     def slots(self, i: int) -> Slots:
         """A class parted into what always stays of it and what stays where it is named."""
