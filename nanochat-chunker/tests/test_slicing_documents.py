@@ -362,10 +362,11 @@ def test_a_macro_named_as_the_library_has_functions_comes_after_its_headers(tmp_
 
 
 @needs_compiler
-def test_members_that_the_standard_library_asks_for_stay():
+def test_data_and_members_that_the_standard_library_asks_for_stay():
     unused = "".join(f"  static int unused{i}(int first, int second);\n" for i in range(40))
     files = {
-        "a.h": "#include <iterator>\nstruct A {\n  using iterator_category = "
+        "a.h": "#include <iterator>\n#define GUARDED_BY(x)\nstruct A {\n"
+        "  constexpr A() : n_(1) {}\n  int n_ GUARDED_BY(m_);\n  using iterator_category = "
         "std::forward_iterator_tag;\n  using value_type = int;\n  using difference_type = long;\n"
         f"  using pointer = int*;\n  using reference = int&;\n{unused}}};\n",
         "a.cc": '#include "a.h"\nlong root(A a) {\n'
@@ -388,6 +389,31 @@ def test_a_test_of_a_framework_comes_with_what_registers_its_suite():
         piece.text for piece in slices(files, budget=1000) if "TYPED_TEST(Suite" in piece.text
     ]
     assert text.index("using Types") < text.index("TYPED_TEST_SUITE(") < text.index("TYPED_TEST(")
+
+
+def test_tests_of_one_anonymous_macro_do_not_bring_each_other():
+    files = {
+        "t.h": "#define CASE_(f, text) static void f()\n"
+        "#define CASE(text) CASE_(ANONYMOUS(f_), text)\n",
+        "a.cc": '#include "t.h"\nCASE("one") { int first = 1; }\n',
+        "b.cc": '#include "t.h"\n#include "a.cc"\nCASE("two") { int second = 2; }\n' + LONG,
+    }
+    for piece in slices(files, budget=300):
+        assert not ("first" in piece.text and "second" in piece.text)
+
+
+@needs_compiler
+def test_templates_called_with_types_of_one_file_come_with_their_bodies():
+    filler = "".join(f"    total += {i};\n" for i in range(60))
+    files = {
+        "a.h": "template <class T> int apply(T t) { return t(); }\n"
+        f"inline int far() {{ int total = 0;\n{filler} return total; }}\n",
+        "a.cc": '#include "a.h"\nnamespace {\nstruct Two { int operator()() { return 2; } };\n}\n'
+        "int root() { return apply(Two()) + far(); }\n",
+    }
+    short = by_root(files, budget=400)["a.cc"]
+    assert "inline int far();" in short
+    assert errors(short) == ""
 
 
 def test_definitions_that_fit_nowhere_are_counted():

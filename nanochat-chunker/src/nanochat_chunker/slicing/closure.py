@@ -38,6 +38,7 @@ class Closure:
         self.roots: list[int] = []
         self.size = 0  # of its text in characters, about
         self._seen = graph.project.context(path)
+        self._local_types = graph.has_local_types(path)
         self._todo: list[int] = []
         self._journal: list[tuple[int, int]] = []  # items and their level before, 0: none
         self._waiting: set[int] = set()  # what comes along once all its types are there
@@ -147,7 +148,9 @@ class Closure:
         """How much of an item comes along where it is only needed."""
         item = self.graph.items[j]
         if item.kind == "function":
-            return FULL if item.needs_body else DECLARED
+            # No other file can define a template for the types of an unnamed namespace.
+            whole = item.needs_body or (self._local_types and "template" in item.flags)
+            return FULL if whole else DECLARED
         return self.detail.classes if item.kind == "class" else FULL
 
     def _types_present(self, j: int) -> bool:

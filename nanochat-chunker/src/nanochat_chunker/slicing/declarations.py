@@ -27,7 +27,12 @@ _NOT_FUNCTIONS = frozenset(
 )
 _NOT_TYPES = frozenset(
     "operator return decltype noexcept requires explicit throw alignas sizeof defined if while for "
-    "switch case new delete __attribute__ __declspec asm __asm__ static_assert".split()
+    "switch case new delete __attribute__ __declspec asm __asm__ static_assert const static extern "
+    "inline virtual volatile short signed float double".split()
+)
+# `int count_ GUARDED_BY(mutex_);`
+_ANNOTATED = re.compile(
+    r"([A-Za-z_]\w*|[>*&])\s+[*&]*([A-Za-z_]\w*)\s+[A-Z][A-Z0-9_]+\s*\(\)\s*(?:=.*)?$"
 )
 _CLASS = re.compile(r"\b(class|struct|union|enum)\b(?:\s+(?:class|struct)\b)?")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
@@ -272,6 +277,13 @@ def simple(head: str, raw: str) -> Declared:
     if not assigns(parts) or _PURE.search(plain):
         function = function_of(parts)
         if function is not None:
+            data = _ANNOTATED.search(plain) if _MACRO_WORD.fullmatch(function.names[0]) else None
+            if (
+                data is not None
+                and not any(map(is_macro_word, data.groups()))
+                and data[2] not in _NOT_FUNCTIONS
+            ):
+                return Declared("variable", (data[2],), "", (*function.flags, *flags))
             return function._replace(kind="prototype", flags=(*function.flags, *flags))
     else:
         function = function_of(parts)

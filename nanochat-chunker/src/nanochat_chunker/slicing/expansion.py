@@ -81,8 +81,11 @@ class Macros:
                 uses.update(named)
                 if part.qualifier:
                     uses.update(f"{part.qualifier}::{use}" for use in named if "::" not in use)
-        if bodied and not names:
-            names.extend(item.names)
+        if bodied:  # names made of the call's arguments: others are not this call's alone
+            words = set(names_in(code.partition("(")[2]))
+            names = [name for name in names if any(word in name for word in words)]
+            if not names:
+                return item
         return replace(
             item, names=tuple(dict.fromkeys(names)), owner="", uses=tuple(sorted(uses)),
             members=(), flags=item.flags | {"expanded"},

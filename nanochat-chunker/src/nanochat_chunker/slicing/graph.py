@@ -80,6 +80,7 @@ class Graph:
         self._sizes: dict[int, int] = {}
         self._declared_sizes: dict[int, int] = {}
         self._operators: dict[int, list[int]] | None = None
+        self._local_types: dict[str, bool] = {}
         self._calls: dict[str, dict[str, list[int]]] = {}  # by path and first argument
 
     def declaration(self, i: int) -> Ids:
@@ -197,6 +198,16 @@ class Graph:
         The place where facts other than names come in.
         """
         return self.lookup.resolve(i, names)
+
+    def has_local_types(self, path: str) -> bool:
+        """Whether a file has classes in an unnamed namespace."""
+        found = self._local_types.get(path)
+        if found is None:
+            found = self._local_types[path] = any(
+                self.items[i].kind == "class" and "local" in self.items[i].flags
+                for i in self.by_path.get(path, ())
+            )
+        return found
 
     def size(self, i: int, declared: bool) -> int:
         """The length of an item's text, about: see `Item.size`."""
