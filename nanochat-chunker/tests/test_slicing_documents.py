@@ -176,6 +176,11 @@ CASES = {
         "b.h": '#include "a.h"\nnamespace n {\nMATCHER(IsOdd) { return arg % 2; }\n}\n',
         "b.cc": '#include "b.h"\nbool f() { return n::IsOdd().match(3); }\n',
     },
+    "data with an attribute that is a macro": {
+        "a.h": "#define GUARDED_BY(x)\nextern int lock;\n"
+        "static bool ready GUARDED_BY(lock) = false;\n",
+        "a.cc": '#include "a.h"\nbool f() { return ready; }\n',
+    },
     "a macro alone on its line before a member": {
         "m.h": "#define ON_DEVICE\n",
         "a.h": '#include "m.h"\nstruct A {\n  ON_DEVICE\n  int f() { return 1; }\n};\n',

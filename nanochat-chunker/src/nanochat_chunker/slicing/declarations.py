@@ -7,6 +7,8 @@ literals are blank already.
 import re
 from typing import NamedTuple
 
+from nanochat_chunker.slicing.macro_words import MACRO_WORD, NOT_FUNCTIONS, annotated
+
 _ANGLES = re.compile(r"<[^<>;{}]*>")
 _OPERATOR = re.compile(
     r"\boperator\s*(\(\)|\[\]|\"\s*\"\s*[A-Za-z_]\w*|(?:new|delete)\b\s*(?:\[\])?|co_await\b"
@@ -20,26 +22,9 @@ _ATTRIBUTE = re.compile(
 _FUNCTION = re.compile(
     r"((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))\s*\(\)"
 )
-_NOT_FUNCTIONS = frozenset(
-    "if while for switch return sizeof alignof decltype noexcept alignas throw requires explicit "
-    "__attribute__ __declspec static_assert defined void int char bool long unsigned auto const "
-    "template".split()
-)
-_NOT_TYPES = frozenset(
-    "operator return decltype noexcept requires explicit throw alignas sizeof defined if while for "
-    "switch case new delete __attribute__ __declspec asm __asm__ static_assert const static extern "
-    "inline virtual volatile short signed float double".split()
-)
-# `int count_ GUARDED_BY(mutex_);`
-_ANNOTATED = re.compile(
-    r"([A-Za-z_]\w*|[>*&])\s+[*&]*([A-Za-z_]\w*)\s+[A-Z][A-Z0-9_]+\s*\(\)\s*(?:=.*)?$"
-)
 _CLASS = re.compile(r"\b(class|struct|union|enum)\b(?:\s+(?:class|struct)\b)?")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _CHAIN = re.compile(r"[A-Za-z_]\w*(?:\s*::\s*[A-Za-z_]\w*)*")
-_MACRO_WORD = re.compile(
-    r"[A-Z][A-Z0-9_]{2,}|\w*_?(?:API|EXPORT|IMPORT|DLL|EXPORTED|VISIBLE|PUBLIC)_?"
-)
 _ASSIGN = re.compile(r"(?<![=!<>+\-*/%&|^])=(?!=)")
 _CONSTANT = re.compile(r"\b(?:constexpr|consteval)\b")
 _DEDUCED = re.compile(r"\bauto\s*[&*]*\s*$|\bdecltype\b")
@@ -171,7 +156,7 @@ def class_of(head: Head) -> Declared | None:
     if not chains:
         return Declared(kind, ())
     # `class EXPORT Name FINAL`: macros stand on both sides of the name.
-    chains = [chain for chain in chains if not _MACRO_WORD.fullmatch(chain)] or chains
+    chains = [chain for chain in chains if not MACRO_WORD.fullmatch(chain)] or chains
     owner, _, name = chains[-1].rpartition("::")
     return Declared(kind, (name,), owner)
 
@@ -186,18 +171,18 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
     for found in _FUNCTION.finditer(plain):
         name = "".join(found[1].split())
         last = name.rpartition("::")[2]
-        if last in _NOT_FUNCTIONS or (assign is not None and found.start() > assign.start()):
+        if last in NOT_FUNCTIONS or (assign is not None and found.start() > assign.start()):
             continue
         candidates.append((found.start(), name, last))
     if not candidates:
         return None
     start, name, last = candidates[0]
-    if len(candidates) > 1 and _MACRO_WORD.fullmatch(last):
+    if len(candidates) > 1 and MACRO_WORD.fullmatch(last):
         # `ATTRIBUTE(x) int f()`: a macro with arguments before, not after.
         between = plain[start + len(last) : candidates[1][0]].replace("()", "").strip()
         if not between.startswith((":", "const", "noexcept", "override", "@")):
             start, name, last = candidates[1]
-    elif len(candidates) > 1 and not _MACRO_WORD.fullmatch(candidates[1][2]):
+    elif len(candidates) > 1 and not MACRO_WORD.fullmatch(candidates[1][2]):
         # `TYPE(x) *f()`: a macro that makes the type.
         between = plain[start + len(name) : candidates[1][0]].replace("()", "").strip()
         if (between or "::" in candidates[1][1]) and not between.strip("*& "):
@@ -277,19 +262,16 @@ def simple(head: str, raw: str) -> Declared:
     if not assigns(parts) or _PURE.search(plain):
         function = function_of(parts)
         if function is not None:
-            data = _ANNOTATED.search(plain) if _MACRO_WORD.fullmatch(function.names[0]) else None
-            if (
-                data is not None
-                and not any(map(is_macro_word, data.groups()))
-                and data[2] not in _NOT_FUNCTIONS
-            ):
-                return Declared("variable", (data[2],), "", (*function.flags, *flags))
+            data = annotated(plain) if MACRO_WORD.fullmatch(function.names[0]) else ""
+            if data:
+                return Declared("variable", (data,), "", (*function.flags, *flags))
             return function._replace(kind="prototype", flags=(*function.flags, *flags))
     else:
         function = function_of(parts)
         if function is not None and "@" in function.names[0]:
             return function._replace(kind="prototype", flags=(*function.flags, *flags))
-    names, owner = _variable_names(plain, raw)
+    data = annotated(plain)
+    names, owner = ((data,), "") if data else _variable_names(plain, raw)
     external = plain.startswith("extern") and "=" not in plain
     if "static" in plain and _STATIC.search(plain):
         flags = (*flags, "local")
@@ -307,7 +289,7 @@ def _forward(plain: str) -> str:
     if found is None:
         return ""
     for word in found[1].split():
-        if not _MACRO_WORD.fullmatch(word.removesuffix("()")):
+        if not MACRO_WORD.fullmatch(word.removesuffix("()")):
             return ""
     return found[2].strip(":")
 
@@ -371,11 +353,6 @@ def is_specialised(head: str, name: str) -> bool:
     key = max(head.rfind("class "), head.rfind("struct "), head.rfind("union "))
     colon = head.find(" : ", key)
     return re.search(rf"\b{name}\s*<", head[key : colon if colon > 0 else None]) is not None
-
-
-def is_macro_word(word: str) -> bool:
-    """Whether a word looks like a macro by its letters, or is no type before a declarator."""
-    return word in _NOT_TYPES or _MACRO_WORD.fullmatch(word) is not None
 
 
 def flags_of(parts: Head) -> tuple[str, ...]:

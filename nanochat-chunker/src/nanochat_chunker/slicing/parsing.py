@@ -13,6 +13,7 @@ from nanochat_chunker.slicing.declarations import Declared, Head
 from nanochat_chunker.slicing.item_maker import ItemMaker
 from nanochat_chunker.slicing.items import Frame, Item, Scope
 from nanochat_chunker.slicing.macro_shapes import CALL, MacroShapes
+from nanochat_chunker.slicing.macro_words import is_macro_word
 from nanochat_chunker.slicing.macros import Lookup
 
 _SPACES = re.compile(r"\s*")
@@ -191,7 +192,7 @@ class _Run:
         if found is None:
             return ""
         before = _LAST_WORD.search(clean, max(self._begin, position - 80), position)
-        if before is None or declarations.is_macro_word(before[1]):
+        if before is None or is_macro_word(before[1]):
             return ""
         macro = self._file.lookup(before[1])
         return found[1] if macro is None or macro.params is None else ""
