@@ -4,7 +4,8 @@
     python pass_rate.py projects --sample 500 --seed 1 --workers 2
 
 For each budget it draws documents at random from all projects, compiles each alone and, where that
-fails, with the include folders of its project (guessed from the includes that its files resolve).
+fails, with the include folders of its project: guessed from the includes that its files resolve,
+and those of --include, what the projects' own builds ask pkg-config for, such as Python's.
 The plain cut takes the files of the sampled roots, cuts each at blank lines outside of braces where
 it is longer than the budget, and compiles one random piece of each.
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--compiler")
+    parser.add_argument("--include", nargs="*", default=[], help="more include folders, for all")
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--failures", type=Path, help="write the failing documents here")
     parser.add_argument("--json", type=Path)
@@ -77,7 +79,7 @@ def main() -> None:
         indexes = [index_file(path, text) for path, text in texts.items()]
         folders[name] = [
             str(options.folder / name / folder) for folder in include_folders(texts, short(name))
-        ]
+        ] + options.include
         for budget in options.budgets:
             settings = SliceOptions(budget * 4, project=short(name))
             made = slice_project(indexes, texts.__getitem__, settings, meter.units)

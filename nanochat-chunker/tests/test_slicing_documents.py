@@ -164,6 +164,39 @@ CASES = {
         "a.cc": '#include "a.h"\nword f() {\n#ifdef _MSC_VER\n  return MSC;\n#else\n  return 1;\n'
         "#endif\n}\n",
     },
+    "a function's name in parentheses": {
+        "a.h": "struct Half { int x; };\n#define FLAT inline\n"
+        "FLAT Half (min)(int a, int b) { return {a < b ? a : b}; }\n",
+        "a.cc": '#include "a.h"\nint f() { return (min)(1, 2).x; }\n',
+    },
+    "a macro with a body that declares": {
+        "a.h": "#define MATCHER(name) struct name##Impl { bool match(int) const; };\\\n"
+        "inline name##Impl name() { return {}; }\\\n"
+        "inline bool name##Impl::match(int arg) const\n",
+        "b.h": '#include "a.h"\nnamespace n {\nMATCHER(IsOdd) { return arg % 2; }\n}\n',
+        "b.cc": '#include "b.h"\nbool f() { return n::IsOdd().match(3); }\n',
+    },
+    "data with an attribute that is a macro": {
+        "a.h": "#define GUARDED_BY(x)\nextern int lock;\n"
+        "static bool ready GUARDED_BY(lock) = false;\n",
+        "a.cc": '#include "a.h"\nbool f() { return ready; }\n',
+    },
+    "a macro alone on its line before a member": {
+        "m.h": "#define ON_DEVICE\n",
+        "a.h": '#include "m.h"\nstruct A {\n  ON_DEVICE\n  int f() { return 1; }\n};\n',
+        "a.cc": '#include "a.h"\nint f(A a) { return a.f(); }\n',
+    },
+    "a constructor of a template out of its class": {
+        "a.h": "template <class T> class A { T t_; public: A(T t); };\n",
+        "b.h": '#include "a.h"\ntemplate <class T> A<T>::A(T t) : t_(t) {}\n',
+    },
+    "a type made by a macro before a member's name": {
+        "a.h": "#define PtrTo(T) T##Impl\nstruct NodeImpl { int x; };\n"
+        "struct A { const PtrTo(Node) *first() const; int n; };\n",
+        "a.cc": '#include "a.h"\nint f(const A& a) { return a.first()->x; }\n'
+        "const PtrTo(Node) *A::first() const { return nullptr; }\n",
+        "b.cc": '#include "a.h"\nint g(const A& a) { return a.first()->x; }\n',
+    },
 }
 
 
@@ -265,6 +298,127 @@ def test_what_needs_too_much_includes_the_headers_of_its_project(tmp_path):
     assert "return 2 * x" not in text
     assert errors(text) != ""
     assert errors(text, include=[tmp_path, tmp_path / "include"]) == ""
+
+
+LONG = "".join(f"int filler_of_the_file{i}(int x) {{ return x * {i} + {i}; }}\n" for i in range(40))
+
+
+def with_includes(files, folder, name, budget):
+    """The text of a root's document that keeps its project's includes, and what is wrong in it."""
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    [piece] = [
+        piece
+        for piece in slices(files, budget=budget)
+        if any(root.name == name for root in piece.roots)
+    ]
+    assert piece.rung == "part, project's headers included"
+    return piece.text, errors(piece.text, include=[folder])
+
+
+UMBRELLA = {
+    "all.h": "#ifndef ALL_H\n#define ALL_H\n#include <vector>\n#define WIDE 2\n"
+    '#include "types.h"\n'
+    "namespace lib { struct Near { int n; }; struct Not { int n; }; }\n"
+    '#include "detail/more.h"\n#include "late.h"\n#endif\n',
+    "types.h": "#ifndef TYPES_H\n#define TYPES_H\nstruct Wide {\n"
+    + "".join(f"  int field_of_the_record{i};\n" for i in range(60))
+    + "};\n#endif\n",
+    "detail/more.h": '#ifndef MORE_H\n#define MORE_H\n#include "part.h"\n#endif\n',
+    "detail/part.h": "#ifndef PART_H\n#define PART_H\n// includes\nnamespace lib {\n"
+    "inline int root(const Wide& w, Near n, std::vector<int> v) {\n"
+    "  return w.field_of_the_record0 + n.n + v[0] + WIDE;\n}\n}\n" + LONG + "#endif\n",
+    "late.h": '#ifndef LATE_H\n#define LATE_H\n#include "all.h"\n#endif\n',
+}
+
+
+@needs_compiler
+def test_a_header_that_cannot_stand_alone_brings_what_its_includers_had_before_it(tmp_path):
+    text, wrong = with_includes(UMBRELLA, tmp_path, "lib::root", 1000)
+    assert wrong == ""
+    assert text.index('#include "types.h"') < text.index("struct Near")
+    assert text.index("struct Near") < text.index("int root(const Wide&")
+    assert "late.h" not in text
+    assert "struct Not" not in text
+    assert "filler" not in text
+
+
+@needs_compiler
+def test_a_header_whose_includes_lead_back_to_it_comes_once(tmp_path):
+    part = UMBRELLA["detail/part.h"].replace("// includes", '#include "../late.h"')
+    text, wrong = with_includes({**UMBRELLA, "detail/part.h": part}, tmp_path, "lib::root", 1000)
+    assert wrong == ""
+    assert text.index("#define PART_H") < text.index('#include "late.h"')
+
+
+@needs_compiler
+def test_a_macro_named_as_the_library_has_functions_comes_after_its_headers(tmp_path):
+    fields = "".join(f"  int field_of_the_record{i};\n" for i in range(60))
+    files = {
+        "main.h": "#include <string>\n#define min(a, b) no_such_function\n"
+        f"struct Wide {{\n{fields}}};\n#include <algorithm>\n#include <future>\n",
+        "a.cc": '#include "main.h"\n'
+        "int root(const Wide& w) { return w.field_of_the_record0; }\n" + LONG,
+    }
+    text, wrong = with_includes(files, tmp_path, "root", 1000)
+    assert text.index("#include <algorithm>") < text.index('#include "main.h"')
+    assert wrong == ""
+
+
+@needs_compiler
+def test_data_and_members_that_the_standard_library_asks_for_stay():
+    unused = "".join(f"  static int unused{i}(int first, int second);\n" for i in range(40))
+    files = {
+        "a.h": "#include <iterator>\n#define GUARDED_BY(x)\nstruct A {\n"
+        "  constexpr A() : n_(1) {}\n  int n_ GUARDED_BY(m_);\n  using iterator_category = "
+        "std::forward_iterator_tag;\n  using value_type = int;\n  using difference_type = long;\n"
+        f"  using pointer = int*;\n  using reference = int&;\n{unused}}};\n",
+        "a.cc": '#include "a.h"\nlong root(A a) {\n'
+        "  return std::iterator_traits<A>::difference_type(1);\n}\n" + LONG,
+    }
+    made = [piece for piece in slices(files, budget=1000) if piece.root.name == "root"]
+    assert [piece.rung for piece in made] == ["part, members used"]
+    assert errors(made[0].text) == ""
+
+
+def test_a_test_of_a_framework_comes_with_what_registers_its_suite():
+    files = {
+        "a_test.cc": "#include <gtest/gtest.h>\n"
+        "template <class T> struct Suite : testing::Test {};\n"
+        "using Types = testing::Types<int, long>;\n"
+        "TYPED_TEST_SUITE(Suite, Types);\n"
+        "TYPED_TEST(Suite, Holds) { EXPECT_GT(sizeof(TypeParam), 1u); }\n" + LONG,
+    }
+    [text] = [
+        piece.text for piece in slices(files, budget=1000) if "TYPED_TEST(Suite" in piece.text
+    ]
+    assert text.index("using Types") < text.index("TYPED_TEST_SUITE(") < text.index("TYPED_TEST(")
+
+
+def test_tests_of_one_anonymous_macro_do_not_bring_each_other():
+    files = {
+        "t.h": "#define CASE_(f, text) static void f()\n"
+        "#define CASE(text) CASE_(ANONYMOUS(f_), text)\n",
+        "a.cc": '#include "t.h"\nCASE("one") { int first = 1; }\n',
+        "b.cc": '#include "t.h"\n#include "a.cc"\nCASE("two") { int second = 2; }\n' + LONG,
+    }
+    for piece in slices(files, budget=300):
+        assert not ("first" in piece.text and "second" in piece.text)
+
+
+@needs_compiler
+def test_templates_called_with_types_of_one_file_come_with_their_bodies():
+    filler = "".join(f"    total += {i};\n" for i in range(60))
+    files = {
+        "a.h": "template <class T> int apply(T t) { return t(); }\n"
+        f"inline int far() {{ int total = 0;\n{filler} return total; }}\n",
+        "a.cc": '#include "a.h"\nnamespace {\nstruct Two { int operator()() { return 2; } };\n}\n'
+        "int root() { return apply(Two()) + far(); }\n",
+    }
+    short = by_root(files, budget=400)["a.cc"]
+    assert "inline int far();" in short
+    assert errors(short) == ""
 
 
 def test_definitions_that_fit_nowhere_are_counted():

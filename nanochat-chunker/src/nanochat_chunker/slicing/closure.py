@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nanochat_chunker.slicing.bottom_up import bottom_up
-from nanochat_chunker.slicing.graph import FULL, Follower, Graph
+from nanochat_chunker.slicing.graph import DECLARED, FULL, Follower, Graph
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Closure:
         self.roots: list[int] = []
         self.size = 0  # of its text in characters, about
         self._view = graph.view(path)
+        self._local_types = graph.has_local_types(path)
         self._todo: list[int] = []
         self._waiting: dict[int, tuple[Follower, ...]] = {}  # by one of the types not yet there
 
@@ -171,7 +172,12 @@ class Closure:
 
     def _level_of(self, j: int) -> int:
         """How much of an item comes along where it is only needed."""
-        return self.graph.needed_level[j] or self.detail.classes
+        level = self.graph.needed_level[j] or self.detail.classes
+        if self._local_types and level == DECLARED:
+            item = self.graph.items[j]
+            if item.kind == "function" and "template" in item.flags:
+                return FULL  # no other file can define it for the types of an unnamed namespace
+        return level
 
     def _directives(self, level: dict[int, int]) -> None:
         """Using-directives and #undefs that the items stood under."""

@@ -7,6 +7,8 @@ literals are blank already.
 import re
 from typing import NamedTuple
 
+from nanochat_chunker.slicing.macro_words import MACRO_WORD, NOT_FUNCTIONS, annotated
+
 _ANGLES = re.compile(r"<[^<>;{}]*>")
 _OPERATOR = re.compile(
     r"\boperator\s*(\(\)|\[\]|\"\s*\"\s*[A-Za-z_]\w*|(?:new|delete)\b\s*(?:\[\])?|co_await\b"
@@ -20,17 +22,9 @@ _ATTRIBUTE = re.compile(
 _FUNCTION = re.compile(
     r"((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))\s*\(\)"
 )
-_NOT_FUNCTIONS = frozenset(
-    "if while for switch return sizeof alignof decltype noexcept alignas throw requires explicit "
-    "__attribute__ __declspec static_assert defined void int char bool long unsigned auto const "
-    "template".split()
-)
 _CLASS = re.compile(r"\b(class|struct|union|enum)\b(?:\s+(?:class|struct)\b)?")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _CHAIN = re.compile(r"[A-Za-z_]\w*(?:\s*::\s*[A-Za-z_]\w*)*")
-_MACRO_WORD = re.compile(
-    r"[A-Z][A-Z0-9_]{2,}|\w*_?(?:API|EXPORT|IMPORT|DLL|EXPORTED|VISIBLE|PUBLIC)_?"
-)
 _ASSIGN = re.compile(r"(?<![=!<>+\-*/%&|^])=(?!=)")
 _CONSTANT = re.compile(r"\b(?:constexpr|consteval)\b")
 _DEDUCED = re.compile(r"\bauto\s*[&*]*\s*$|\bdecltype\b")
@@ -162,7 +156,7 @@ def class_of(head: Head) -> Declared | None:
     if not chains:
         return Declared(kind, ())
     # `class EXPORT Name FINAL`: macros stand on both sides of the name.
-    chains = [chain for chain in chains if not _MACRO_WORD.fullmatch(chain)] or chains
+    chains = [chain for chain in chains if not MACRO_WORD.fullmatch(chain)] or chains
     owner, _, name = chains[-1].rpartition("::")
     return Declared(kind, (name,), owner)
 
@@ -177,16 +171,21 @@ def function_of(head: Head, needs_type: bool = False) -> Declared | None:
     for found in _FUNCTION.finditer(plain):
         name = "".join(found[1].split())
         last = name.rpartition("::")[2]
-        if last in _NOT_FUNCTIONS or (assign is not None and found.start() > assign.start()):
+        if last in NOT_FUNCTIONS or (assign is not None and found.start() > assign.start()):
             continue
         candidates.append((found.start(), name, last))
     if not candidates:
         return None
     start, name, last = candidates[0]
-    if len(candidates) > 1 and _MACRO_WORD.fullmatch(last):
+    if len(candidates) > 1 and MACRO_WORD.fullmatch(last):
         # `ATTRIBUTE(x) int f()`: a macro with arguments before, not after.
         between = plain[start + len(last) : candidates[1][0]].replace("()", "").strip()
         if not between.startswith((":", "const", "noexcept", "override", "@")):
+            start, name, last = candidates[1]
+    elif len(candidates) > 1 and not MACRO_WORD.fullmatch(candidates[1][2]):
+        # `TYPE(x) *f()`: a macro that makes the type.
+        between = plain[start + len(name) : candidates[1][0]].replace("()", "").strip()
+        if (between or "::" in candidates[1][1]) and not between.strip("*& "):
             start, name, last = candidates[1]
     flags = []
     before = plain[:start]
@@ -263,12 +262,16 @@ def simple(head: str, raw: str) -> Declared:
     if not assigns(parts) or _PURE.search(plain):
         function = function_of(parts)
         if function is not None:
+            data = annotated(plain) if MACRO_WORD.fullmatch(function.names[0]) else ""
+            if data:
+                return Declared("variable", (data,), "", (*function.flags, *flags))
             return function._replace(kind="prototype", flags=(*function.flags, *flags))
     else:
         function = function_of(parts)
         if function is not None and "@" in function.names[0]:
             return function._replace(kind="prototype", flags=(*function.flags, *flags))
-    names, owner = _variable_names(plain, raw)
+    data = annotated(plain)
+    names, owner = ((data,), "") if data else _variable_names(plain, raw)
     external = plain.startswith("extern") and "=" not in plain
     if "static" in plain and _STATIC.search(plain):
         flags = (*flags, "local")
@@ -286,7 +289,7 @@ def _forward(plain: str) -> str:
     if found is None:
         return ""
     for word in found[1].split():
-        if not _MACRO_WORD.fullmatch(word.removesuffix("()")):
+        if not MACRO_WORD.fullmatch(word.removesuffix("()")):
             return ""
     return found[2].strip(":")
 

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
@@ -61,10 +62,13 @@ class Macros:
         def lookup(name: str) -> Macro | None:
             return self.value(name, i, seen)
 
-        code = self._project.text(path)[item.begin : item.end]
+        bodied = item.tail >= 0  # `ACTION(name) { ... }`
+        code = self._project.text(path)[item.begin : item.tail if bodied else item.end]
         expanded = expand(code, Table(lookup))
         if expanded == code:
             return item
+        if bodied:
+            expanded += "{}"
         inner = parse(expanded, expanded, lookup).items
         names = [
             f"{part.qualifier}::{name}" if part.qualifier else name
@@ -75,11 +79,18 @@ class Macros:
         uses = set(item.uses)
         for part in inner:
             for piece in (part, *part.members):
-                uses.update(piece.uses)
-                uses.update(piece.body_uses)
-        return Item(
-            "call", item.start, item.begin, item.end, item.scope, tuple(dict.fromkeys(names)),
-            "", -1, tuple(sorted(uses)), (), (), item.flags | {"expanded"},
+                named = (*piece.uses, *piece.body_uses)
+                uses.update(named)
+                if part.qualifier:
+                    uses.update(f"{part.qualifier}::{use}" for use in named if "::" not in use)
+        if bodied:  # names made of the call's arguments: others are not this call's alone
+            words = set(names_in(code.partition("(")[2]))
+            names = [name for name in names if any(word in name for word in words)]
+            if not names:
+                return item
+        return replace(
+            item, names=tuple(dict.fromkeys(names)), owner="", uses=tuple(sorted(uses)),
+            members=(), flags=item.flags | {"expanded"},
         )  # fmt: skip
 
     def pasted(self, i: int, name: str) -> set[str]:

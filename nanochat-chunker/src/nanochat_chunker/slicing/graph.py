@@ -16,6 +16,15 @@ from nanochat_chunker.slicing.symbols import Symbols
 _TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
 _HAVE_COMPANIONS = frozenset(("alias", "class", "function", "prototype", "forward", "enum"))
 _ALWAYS = frozenset("variable access using other call assert".split())  # members that stay
+# Members that templates of the standard library ask for.
+_ASKED_FOR = frozenset(
+    "char_type int_type off_type pos_type state_type comparison_category value_type size_type "
+    "difference_type pointer const_pointer reference const_reference iterator const_iterator "
+    "iterator_category key_type mapped_type allocator_type argument_type result_type "
+    "first_argument_type second_argument_type is_transparent is_always_equal rebind type "
+    "promise_type".split()
+)
+_FIRST_ARGUMENT = re.compile(r"\w+\s*\(\s*(\w+)\s*,")
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 Ids = tuple[int, ...]
@@ -86,7 +95,7 @@ class Graph:
         self.qualifiers = ordered.qualifiers
         macros = Macros(ordered)
         for i, item in enumerate(self.items):
-            if item.kind == "call" and item.tail < 0:
+            if item.kind == "call":
                 self.items[i] = macros.declared(i)
         self.symbols = Symbols()
         for item in self.items:
@@ -108,6 +117,8 @@ class Graph:
         self._declared: list[Part | None] = [None] * len(self.items)
         self._followers: dict[int, list[Follower]] | None = None
         self._views: dict[int, View] = {}
+        self._local_types: dict[str, bool] = {}
+        self._calls: dict[str, dict[str, list[int]]] = {}  # by path and first argument
         # How much of each item comes along where it is only needed; 0: that depends.
         self.needed_level = bytes(
             0 if item.kind == "class"
@@ -128,8 +139,31 @@ class Graph:
                 names.update(self._inner_names(i))
             if item.owner:
                 names.add(item.owner)
-            found = self._decl[i] = self.needs(i, names, "declaration")
+            found = self.needs(i, names, "declaration")
+            if item.kind == "call" and "body" in item.flags and "expanded" not in item.flags:
+                found = tuple(sorted({*found, *self._calls_before(i)}))
+            self._decl[i] = found
         return found
+
+    def _calls_before(self, i: int) -> list[int]:
+        """Calls that a call with a body needs before it, both of macros that no file defines.
+
+        Those of the same first argument: `TYPED_TEST_SUITE(Case, Types)` of `TYPED_TEST(Case, It)`.
+        """
+        path = self.paths[i]
+        calls = self._calls.get(path)
+        if calls is None:
+            calls = self._calls[path] = defaultdict(list)
+            for j in self.by_path[path]:
+                if self.items[j].kind == "call" and not self.items[j].flags & {"body", "expanded"}:
+                    calls[self._first_argument(j)].append(j)
+        first = self._first_argument(i)
+        return [j for j in calls.get(first, ()) if j < i] if first else []
+
+    def _first_argument(self, i: int) -> str:
+        item = self.items[i]
+        found = _FIRST_ARGUMENT.match(self.project.text(self.paths[i]), item.begin, item.end)
+        return found[1] if found is not None else ""
 
     def slots(self, i: int) -> Slots:
         """A class parted into what always stays of it and what stays where it is named."""
@@ -217,6 +251,16 @@ class Graph:
         The place where facts other than names come in.
         """
         return self.lookup.resolve(i, names)
+
+    def has_local_types(self, path: str) -> bool:
+        """Whether a file has classes in an unnamed namespace."""
+        found = self._local_types.get(path)
+        if found is None:
+            found = self._local_types[path] = any(
+                self.items[i].kind == "class" and "local" in self.items[i].flags
+                for i in self.by_path.get(path, ())
+            )
+        return found
 
     def part(self, i: int, full: bool) -> Part:
         """An item with its bodies, if `full`, or without."""
@@ -372,6 +416,6 @@ def names_of(item: Item, member: Item) -> tuple[str, ...] | None:
     if member.kind == "friend":
         return tuple(use.rpartition("::")[2] for use in member.uses)
     name = member.names[0]
-    if name in item.names or name.startswith(("operator", "~")):
+    if name in item.names or name in _ASKED_FOR or name.startswith(("operator", "~")):
         return None
     return member.names

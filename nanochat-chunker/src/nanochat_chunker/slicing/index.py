@@ -58,6 +58,7 @@ def build(
         off=tuple(dict.fromkeys(prepared.off)),
         fragment=any(item.kind == "statement" for item in parsed.items),
         once=bool(prepared.guard) or prepared.pragma_once,
+        guard=prepared.guard,
     )
 
 

@@ -9,8 +9,9 @@ from nanochat_chunker.slicing.graph import DECLARED, Graph
 from nanochat_chunker.slicing.items import DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
 from nanochat_chunker.slicing.other_sources import OtherSources
+from nanochat_chunker.slicing.own_file import OwnFile
 from nanochat_chunker.slicing.rendering import Renderer, paths_of
-from nanochat_chunker.slicing.slim import OwnFile, UsedMembers
+from nanochat_chunker.slicing.slim import UsedMembers
 
 _TAKEN_ALONG = frozenset("include define undef using directive namespace access other".split())
 _MAY_BE_HEAVY = frozenset(("class", "function", "prototype", "alias", "call", "variable"))
@@ -202,7 +203,8 @@ class Ladder:
         graph = self._graph
         level = closure.finished()
         members = closure.members if isinstance(closure, UsedMembers) else {}
-        text = self._renderer.render(level, roots, members, closure.detail.includes)
+        own = closure.files if isinstance(closure, OwnFile) else ()
+        text = self._renderer.render(level, roots, members, own)
         if self._measure(text) > self._budget:
             return None
         found = [root_of(graph, i) for i in roots if graph.items[i].kind in DEFINITIONS]

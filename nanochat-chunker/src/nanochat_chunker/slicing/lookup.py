@@ -155,7 +155,8 @@ class Lookup:
         if meaning.far_groups and all("special" in items[j].flags for j in chosen):
             chosen = self._first_group(i, meaning.far_groups, plain=False) or chosen
         chosen = chosen or meaning.by_last
-        if chosen and name in item.names and "special" not in item.flags:
+        own = name in item.names and name != item.owner  # a constructor needs its class
+        if chosen and own and "special" not in item.flags:
             # Its own name asks only for what declared it before, default arguments and all.
             chosen = tuple(j for j in chosen if j < i and items[j].kind in _DECLARATIONS)[-8:]
         return self.needed(i, chosen) if len(chosen) > 1 else chosen

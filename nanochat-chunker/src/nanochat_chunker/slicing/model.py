@@ -22,7 +22,8 @@ class FileIndex:
     guesses: tuple[tuple[str, tuple[Guess, ...]], ...] = ()
     off: tuple[str, ...] = ()  # quoted includes that the configuration leaves out
     fragment: bool = False  # holds statements outside of functions: part of another file
-    once: bool = False  # has an include guard
+    once: bool = False  # is read once by a compiler
+    guard: str = ""  # the macro of its include guard
     skipped: str = ""  # why there are no items: objective_c, or what went wrong
 
 

@@ -13,6 +13,7 @@ from nanochat_chunker.slicing.declarations import Declared, Head
 from nanochat_chunker.slicing.item_maker import ItemMaker
 from nanochat_chunker.slicing.items import Frame, Item, Scope
 from nanochat_chunker.slicing.macro_shapes import CALL, Guesses, MacroShapes
+from nanochat_chunker.slicing.macro_words import is_macro_word
 from nanochat_chunker.slicing.macros import Lookup
 
 _SPACES = re.compile(r"\s*")
@@ -22,6 +23,8 @@ _BARE = re.compile(r"([A-Za-z_]\w*)[ \t]*(?=\n|\Z)")
 _AFTER_BODY = re.compile(r"\s*(?:catch\b|,)")
 _SCOPED_ENUM = re.compile(r"\benum\s+(?:class|struct)\b")
 _INITIALISED = (")", "}", "...")  # ends of initialisers; what follows one is a body
+_NAME_IN_PARENTHESES = re.compile(r"\(\s*([A-Za-z_]\w*)\s*\)\s*\(")
+_LAST_WORD = re.compile(r"([A-Za-z_]\w*)[\s&*>]+\Z")
 _MAX_DEPTH = 24  # classes within classes; deeper ones are taken whole
 
 
@@ -74,6 +77,7 @@ class _Run:
         self._items: list[Item] = []
         self._frames: list[Frame] = []
         self._scope: Scope = ()
+        self._bare: list[re.Match[str]] = []  # macros alone on lines before the next member
         self._reset(start)
 
     def items(self) -> list[Item]:
@@ -108,12 +112,14 @@ class _Run:
     def _add(
         self, declared: Declared, stop_at: int, tail: int = -1, members: list[Item] | None = None
     ) -> None:
-        maker = self._file.maker
-        self._items.append(
-            maker.item(
-                declared, self._previous, self._begin, stop_at, tail, self._scope, members
-            )
-        )  # fmt: skip
+        item = self._file.maker.item(
+            declared, self._previous, self._begin, stop_at, tail, self._scope, members
+        )
+        if self._bare:
+            item.start = self._bare[0].start()
+            item.uses += tuple(bare[1] for bare in self._bare)
+            self._bare.clear()
+        self._items.append(item)
         self._reset(stop_at)
 
     def _rescope(self, position: int) -> None:
@@ -156,6 +162,8 @@ class _Run:
             elif what == "call":
                 self._add(Declared("call", (), flags=("bare",)), bare.end())
             else:
+                if self._owner is not None:
+                    self._bare.append(bare)
                 self._reset(bare.end())
             self._begin = self._seen = _after_spaces(clean, self._begin)
 
@@ -166,7 +174,10 @@ class _Run:
             return
         end = self._at[close] + 1
         self._collapsed.append(self._clean[self._seen : position])
-        self._pass(end - 1, "()" if char == "(" else "[]")
+        as_what = "()" if char == "(" else "[]"
+        if char == "(" and self._clean[end : end + 1] in ("(", " "):
+            as_what = self._in_parentheses(position) or as_what
+        self._pass(end - 1, as_what)
         if char == "(" and len(self._collapsed) == 2:
             ends = self._file.shapes.call(self._collapsed[0], end, self._owner)
             if isinstance(ends, list):
@@ -174,6 +185,18 @@ class _Run:
             elif ends:
                 self._add(Declared("call", ()), end)
         self._i = close + 1
+
+    def _in_parentheses(self, position: int) -> str:
+        """The name in `T (min)(T a)`, which macros of that name do not touch; else ''."""
+        clean = self._clean
+        found = _NAME_IN_PARENTHESES.match(clean, position)
+        if found is None:
+            return ""
+        before = _LAST_WORD.search(clean, max(self._begin, position - 80), position)
+        if before is None or is_macro_word(before[1]):
+            return ""
+        macro = self._file.lookup(before[1])
+        return found[1] if macro is None or macro.params is None else ""
 
     def _semicolon(self, position: int) -> None:
         if self._clean[self._begin : position].strip():

@@ -1,14 +1,14 @@
 """Writing the items of a document as one file."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 
 from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.includes_kept import ExternalIncludes
 from nanochat_chunker.slicing.items import Item, Scope
-from nanochat_chunker.slicing.own_includes import PlatformMacros, include_line
+from nanochat_chunker.slicing.own_includes import Preamble, include_line
 from nanochat_chunker.slicing.preprocess import is_c
 from nanochat_chunker.slicing.system_headers import words_of
 
@@ -24,22 +24,23 @@ class Renderer:
         self._words: dict[tuple[int, int], frozenset[str]] = {}
         self._kept = 0
         self._includes = ExternalIncludes(graph)
-        self._platform = PlatformMacros(graph.project)
+        self._preamble = Preamble(graph.project)
 
     def render(
         self,
         level: Mapping[int, int],
         roots: Iterable[int],
         members: Mapping[int, Set[int]] = MappingProxyType({}),
-        own_includes: bool = False,
+        own: Sequence[str] = (),
     ) -> str:
         """Includes, then the items in the order given, in their scopes.
 
-        `members` are for some classes the only members that stay. With `own_includes` the includes
-        among the items stay in their place, else those of the system stand before all.
+        `members` are for some classes the only members that stay. With `own`, the files that
+        the document has parts of, the includes among the items stay in their place, else those of
+        the system stand before all.
         """
         items = self._graph.items
-        ids = [i for i in level if own_includes or items[i].kind != "include"]
+        ids = [i for i in level if own or items[i].kind != "include"]
         out: list[str] = []
         roots = list(roots)
         in_c = bool(roots) and all(is_c(self._graph.paths[i]) for i in roots)
@@ -48,6 +49,7 @@ class Renderer:
         opened = {""}  # namespaces
         pieces: list[str] = []
         words: set[str] = set()
+        included: list[str | None] = []  # files of the project
         last = -2
         for i in ids:
             item = items[i]
@@ -68,7 +70,11 @@ class Renderer:
             if item.kind in ("namespace", "directive"):
                 out.append(self._declare_namespace(i, opened))
             if item.kind == "include":
-                piece = include_line(self._graph.project, self._graph.paths[i], item)
+                path = self._graph.paths[i]
+                piece = include_line(self._graph.project, path, item)
+                included.append(
+                    self._graph.project.resolve(path, item.names[0], "angle" in item.flags)
+                )
             elif i in members:
                 piece = _text(self._graph, i, level[i], members[i]).strip("\n") + "\n"
                 words.update(words_of(piece))
@@ -80,9 +86,8 @@ class Renderer:
             last = i
         _switch(out, scope, ())
         text = "".join(out)
-        if own_includes:
-            macros = self._platform.of(self._graph.paths[ids[0]])
-            return "".join(f"#define {name} 1\n" for name in macros) + text
+        if own:
+            return self._preamble.of(own, included) + text
         return "".join(self._includes.of(ids, roots, words, pieces)) + text
 
     def _declare_namespace(self, i: int, opened: set[str]) -> str:

@@ -3,11 +3,8 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import ClassVar
 
-from nanochat_chunker.slicing.bottom_up import bottom_up
 from nanochat_chunker.slicing.closure import FULL, Closure, Detail
 from nanochat_chunker.slicing.graph import DECLARED, Graph
-
-_DIRECTIVES = frozenset("include define undef using directive namespace".split())
 
 
 class UsedMembers(Closure):
@@ -106,20 +103,3 @@ class UsedMembers(Closure):
 
     def _needs(self, i: int) -> frozenset[int]:
         return self.graph.slots(i).needs if i in self._parted else super()._needs(i)
-
-
-class OwnFile(Closure):
-    """Only items of the root's own file, with the directives before them; its includes stay."""
-
-    def finished(self) -> dict[int, int]:
-        """The items, and all directives that stand before the last root."""
-        level = dict(self.level)
-        last = max(self.roots)
-        for i in self.graph.by_path[self.path]:
-            if i < last and self.graph.items[i].kind in _DIRECTIVES:
-                level[i] = FULL
-        return bottom_up(self.graph, dict(sorted(level.items())))
-
-    def _take(self, i: int, level: int) -> None:
-        if self.graph.paths[i] == self.path:
-            super()._take(i, level)

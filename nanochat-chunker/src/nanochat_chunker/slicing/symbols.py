@@ -46,7 +46,9 @@ class Symbols:
         if item.kind == "undef":
             self.undefs[item.names[0]].append(i)
             return
-        if item.kind not in NAMED or (item.kind == "call" and "body" in item.flags):
+        if item.kind not in NAMED:
+            return
+        if item.kind == "call" and "body" in item.flags and "expanded" not in item.flags:
             return
         qualifier = item.qualifier
         if item.owner:
