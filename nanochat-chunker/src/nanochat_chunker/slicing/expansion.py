@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
@@ -15,9 +16,31 @@ from nanochat_chunker.slicing.parsing import parse
 _MAX_CALLS = 200  # different calls of one macro that are looked at within one item
 _MAX_CALL = 2000  # characters of one
 _WORD = re.compile(r"[A-Za-z_][\w:]*$")
+# `NAME(a, b)`: the arguments are single names.
+_PLAIN_CALL = re.compile(
+    r"\s*([A-Za-z_]\w*)\s*\(\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*\)\s*(;?)\s*$"
+)
 
 # The parts of a name made with ##: words, and places of parameters.
 Paste = tuple[str | int, ...]
+
+
+class _Said(NamedTuple):
+    """The names that a call declares, and those that it uses."""
+
+    names: tuple[str, ...]
+    uses: frozenset[str]
+
+    def filled(self, standing: Sequence[str], arguments: Sequence[str]) -> "_Said":
+        """The same with arguments in place of what stood for them."""
+
+        def fill(name: str) -> str:
+            if "argument" in name:
+                for old, new in zip(standing, arguments, strict=True):
+                    name = name.replace(old, new)
+            return name
+
+        return _Said(tuple(map(fill, self.names)), frozenset(map(fill, self.uses)))
 
 
 class Macros:
@@ -29,6 +52,7 @@ class Macros:
         self._values = self._read()
         self.pasting = self._find_pasting()
         self._pastes: dict[tuple[str, str], tuple[Paste, ...] | None] = {}
+        self._patterns: dict[tuple[int, Macro, int, str, bool], _Said | None] = {}
         self._at_end: dict[str, Table] = {}  # of each file, the macros as they are at its end
         self._expanded: dict[tuple[str, str], frozenset[str]] = {}
 
@@ -57,16 +81,49 @@ class Macros:
         item, path = self._ordered.items[i], self._ordered.paths[i]
         if not any(self._project.defines(use) for use in item.uses):
             return item
-        seen = self._project.context(path)
+        bodied = item.tail >= 0  # `ACTION(name) { ... }`
+        code = self._project.text(path)[item.begin : item.tail if bodied else item.end]
+        said = self._said(i, self._project.context(path), code, bodied)
+        if said is None:
+            return item
+        names, uses = said.names, said.uses
+        if bodied:  # names made of the call's arguments: others are not this call's alone
+            words = set(names_in(code.partition("(")[2]))
+            names = tuple(name for name in names if any(word in name for word in words))
+            if not names:
+                return item
+        return replace(
+            item, names=tuple(dict.fromkeys(names)), owner="",
+            uses=tuple(sorted(uses.union(item.uses))), members=(), flags=item.flags | {"expanded"},
+        )  # fmt: skip
+
+    def _said(self, i: int, seen: int, code: str, bodied: bool) -> _Said | None:
+        """What a call says; asked once for all calls of a macro that differ in plain names only."""
+        plain = _PLAIN_CALL.match(code)
+        if plain is None:
+            return self._read_call(i, seen, code, bodied)
+        name, listed, end = plain.groups()
+        arguments = [argument.strip() for argument in listed.split(",")]
+        macro = self.value(name, i, seen)
+        if macro is None or any(self._project.defines(argument) for argument in arguments):
+            return self._read_call(i, seen, code, bodied)
+        standing = [f"argument{k}_" for k in range(len(arguments))]
+        key = (seen, macro, len(arguments), end, bodied)
+        if key not in self._patterns:
+            call = f"{name}({', '.join(standing)}){end}"
+            self._patterns[key] = self._read_call(i, seen, call, bodied)
+        pattern = self._patterns[key]
+        return pattern.filled(standing, arguments) if pattern is not None else None
+
+    def _read_call(self, i: int, seen: int, code: str, bodied: bool) -> _Said | None:
+        """What a call at item `i` says, by its expansion; None where it is no macro's."""
 
         def lookup(name: str) -> Macro | None:
             return self.value(name, i, seen)
 
-        bodied = item.tail >= 0  # `ACTION(name) { ... }`
-        code = self._project.text(path)[item.begin : item.tail if bodied else item.end]
         expanded = expand(code, Table(lookup))
         if expanded == code:
-            return item
+            return None
         if bodied:
             expanded += "{}"
         inner = parse(expanded, expanded, lookup).items
@@ -76,22 +133,14 @@ class Macros:
             for name in part.names
             if not part.owner
         ]
-        uses = set(item.uses)
+        uses: set[str] = set()
         for part in inner:
             for piece in (part, *part.members):
                 named = (*piece.uses, *piece.body_uses)
                 uses.update(named)
                 if part.qualifier:
                     uses.update(f"{part.qualifier}::{use}" for use in named if "::" not in use)
-        if bodied:  # names made of the call's arguments: others are not this call's alone
-            words = set(names_in(code.partition("(")[2]))
-            names = [name for name in names if any(word in name for word in words)]
-            if not names:
-                return item
-        return replace(
-            item, names=tuple(dict.fromkeys(names)), owner="", uses=tuple(sorted(uses)),
-            members=(), flags=item.flags | {"expanded"},
-        )  # fmt: skip
+        return _Said(tuple(names), frozenset(uses))
 
     def pasted(self, i: int, name: str) -> set[str]:
         """The names that calls of the pasting macro `name` within item `i` make."""
