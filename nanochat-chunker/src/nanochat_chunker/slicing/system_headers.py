@@ -141,6 +141,11 @@ def headers_of(word: str) -> list[str]:
     ][:2]
 
 
+def headers_of_cpp() -> list[str]:
+    """The headers of the standard library that are known here, those of C aside."""
+    return sorted(name for name in (*_WORDS, *_SOME_WORDS) if not name.endswith(".h"))
+
+
 def words_of(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(_WORD.findall(text))
