@@ -51,6 +51,8 @@ def standard_headers() -> tuple[str, ...]:
 
 def _errors(library: bindings.Library, handle: c_void_p) -> list[Complaint]:
     found: list[Complaint] = []
+    # Another clang's headers may use what libclang does not know: no fault of the document's.
+    compilers = f"{builtin_headers().folder}/"
     line, skip, file = c_uint(), c_uint(), c_void_p()
     for number in range(library.clang_getNumDiagnostics(handle)):
         diagnostic = library.clang_getDiagnostic(handle, number)
@@ -60,8 +62,9 @@ def _errors(library: bindings.Library, handle: c_void_p) -> list[Complaint]:
                 byref(file), byref(line), byref(skip), byref(skip),
             )  # fmt: skip
             name = library.text(library.clang_getFileName(file)) if file else ""
-            said = library.text(library.clang_getDiagnosticSpelling(diagnostic))
-            found.append(Complaint(line.value if name.startswith("document.") else 0, said))
+            if not name.startswith(compilers):
+                said = library.text(library.clang_getDiagnosticSpelling(diagnostic))
+                found.append(Complaint(line.value if name.startswith("document.") else 0, said))
         library.clang_disposeDiagnostic(diagnostic)
         if len(found) == _MOST:
             break
