@@ -16,13 +16,15 @@ _LITERAL_OR_COMMENT = re.compile(
     r"|[ \t]*(?://(?:\\\n|[^\n])*|/\*.*?\*/)",
     re.S,
 )
-_EMPTY_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+_EMPTY_LINE = re.compile(r"^[ \t]*\n", re.M)
 
 
 def without_comments(text: str) -> str:
     """A text without its comments and without the lines that these leave empty."""
     bare = _LITERAL_OR_COMMENT.sub(_kept, text)
-    return _EMPTY_LINES.sub("\n", bare).lstrip("\n") if bare != text else text
+    if bare == text or 'R"' in text:  # literals may have empty lines
+        return bare
+    return _EMPTY_LINE.sub("", bare)
 
 
 def _kept(found: re.Match[str]) -> str:
