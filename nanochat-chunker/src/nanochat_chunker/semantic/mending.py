@@ -22,6 +22,7 @@ _ARGUMENTS = re.compile(r"<[^<>]*>|\([^()]*\)")
 _MISSING_HEADER = re.compile(r"^'([^']+)' file not found")
 _UNDEFINED = re.compile(r"is used but not defined|undefined inline|has no definition")
 _NONE_IN = re.compile(r"^no (?:\w+ )+named '[^']*' in ")
+_BASE = "base class has incomplete type"  # of which it does not tell the name
 _MEMBERS = frozenset(("function", "prototype", "variable"))
 _UNKNOWN = (
     "undeclared", "unknown type", "namespace 'std'", "no template named", "no type named",
@@ -40,6 +41,7 @@ class CheckedLadder(Ladder):
 
     _rounds = 8  # of mending; most documents that can be mended are so after two
     _patience = 3  # rounds in a row that make nothing better, until it is given up
+    _sure = True  # whether the last word on a document is that of a whole look
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class CheckedLadder(Ladder):
             useless = 0 if len(found) < len(fewest) else useless + 1
             if len(found) < len(fewest):
                 fewest, best = found, slice_
-        if fewest and best.text != first:  # a quick look may have been too strict
+        if fewest and best.text != first and self._sure:  # a quick look may be too strict
             fewest = self._checker.complaints(best.text, in_c) or ()
         return best, fewest
 
@@ -131,11 +133,16 @@ class CheckedLadder(Ladder):
     ) -> bool:
         """Changes the closure after what clang says; whether there was anything to change."""
         places = self._places(closure, slice_.text)
+        lines = slice_.text.split("\n")
         before = dict(closure.level), len(includes)
         for complaint in found:
             if missing := _MISSING_HEADER.search(complaint.said):
                 includes[missing[1]] = False  # it may be there for what is not in the document
                 continue
+            if complaint.said.startswith(_BASE) and complaint.line:
+                bases = _WORD.findall(lines[complaint.line - 1].partition(":")[2])
+                named = " ".join(f"'{base}'" for base in bases)
+                complaint = complaint._replace(said=f"{_BASE}: {named}")
             i = places.get(complaint.line, -1)
             wanted = list(self._wanted(closure, complaint, i))
             if wanted:
@@ -223,8 +230,9 @@ class CheckedLadder(Ladder):
 class _LeanLadder(CheckedLadder):
     """Begins with the least and takes what clang asks for, as long as there is room."""
 
-    _rounds = 40
-    _patience = 40  # errors come and go: what lacks one class hides what lacks in it
+    _rounds = 24
+    _patience = 8  # errors come and go: what lacks one class hides what lacks in it
+    _sure = False
 
     def __init__(
         self,
