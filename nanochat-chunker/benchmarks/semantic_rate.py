@@ -236,22 +236,11 @@ def draw(options, pool):
 
 def run_part(options, pool, compiler, part, read, number):
     """Reads what is new of the units, by folder and unit in `read`, then slices and compiles."""
-    drawn, spent, rows = defaultdict(list), Counter(), []
+    drawn, rows = defaultdict(list), []
     for folder, root in sorted(part, key=lambda each: (each[0], each[1].path)):
         drawn[folder].append(root)
-    needs = dict(zip(drawn, pool.map(units_job, drawn, drawn_paths(drawn)), strict=True))
-    for again in (False, True):
-        jobs = []
-        for folder, (needed, units) in needs.items():
-            if again:
-                units = unread(needed, units, best(read[folder]))
-            left = [unit for unit in units if unit not in read[folder]]
-            jobs += [(folder, left[at : at + UNITS]) for at in range(0, len(left), UNITS)]
-        read_all = pool.map(read_job, [job[0] for job in jobs], [job[1] for job in jobs])
-        for (folder, units), done in zip(jobs, read_all, strict=True):
-            found, seconds, size = done
-            read[folder].update(found)
-            spent.update({"reading": seconds, "units": len(units), "bytes": size})
+    make = partial(read_part, pool, drawn, read)
+    read, spent = kept(options.work / f"read-{number}.pkl", make)
     print(f"{number} to {number + len(part)}: {spent['units']} units read", flush=True)
     futures = []
     for folder, roots in drawn.items():
@@ -269,6 +258,25 @@ def run_part(options, pool, compiler, part, read, number):
         bad = sum(bool(row[f"semantic {max(options.budgets)}"]) for row in rows)
         print(f"  {len(rows)} roots, {bad} fail", flush=True)
     return {"rows": rows, "spent": spent, "read": read}
+
+
+def read_part(pool, drawn, read):
+    """`read` with the units that the roots need beside those, and what they took."""
+    spent = Counter()
+    needs = dict(zip(drawn, pool.map(units_job, drawn, drawn_paths(drawn)), strict=True))
+    for again in (False, True):
+        jobs = []
+        for folder, (needed, units) in needs.items():
+            if again:
+                units = unread(needed, units, best(read[folder]))
+            left = [unit for unit in units if unit not in read[folder]]
+            jobs += [(folder, left[at : at + UNITS]) for at in range(0, len(left), UNITS)]
+        read_all = pool.map(read_job, [job[0] for job in jobs], [job[1] for job in jobs])
+        for (folder, units), done in zip(jobs, read_all, strict=True):
+            found, seconds, size = done
+            read[folder].update(found)
+            spent.update({"reading": seconds, "units": len(units), "bytes": size})
+    return read, spent
 
 
 def drawn_paths(drawn):
