@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 from nanochat_chunker.semantic import bindings
 from nanochat_chunker.semantic.arguments import stated_arguments
 from nanochat_chunker.semantic.headers import builtin_headers
-from nanochat_chunker.semantic.translation import precompile, translation_unit
+from nanochat_chunker.semantic.translation import Precompiled, translation_unit
 from nanochat_chunker.slicing.system_headers import headers_of_cpp
 
 _SECONDS = 30.0  # of one document; the slowest of real ones takes 5
@@ -42,11 +42,10 @@ def complaints_of(text: str, c: bool, precompiled: Sequence[str] = ()) -> list[C
 
 
 @cache
-def standard_headers() -> tuple[str, ...]:
-    """Arguments that stand for all headers of C++, without the bodies of their functions."""
-    return precompile(
-        headers_of_cpp(), stated_arguments("c++", builtin_headers()), bindings.SKIP_FUNCTION_BODIES
-    )
+def standard_headers() -> Precompiled:
+    """All headers of C++, without the bodies of their functions."""
+    stated = stated_arguments("c++", builtin_headers())
+    return Precompiled(headers_of_cpp(), stated, bindings.SKIP_FUNCTION_BODIES)
 
 
 def _errors(library: bindings.Library, handle: c_void_p) -> list[Complaint]:
@@ -145,7 +144,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             text, c, quick = _read(requests)
         except EOFError:
             return
-        found = complaints_of(text, c, standard_headers() if quick else ())
+        found = complaints_of(text, c, standard_headers().arguments if quick else ())
         _write(answers, [tuple(each) for each in found])
 
 

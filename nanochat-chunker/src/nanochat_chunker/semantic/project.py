@@ -19,7 +19,7 @@ from nanochat_chunker.semantic.arguments import (
 from nanochat_chunker.semantic.facts import FileFacts
 from nanochat_chunker.semantic.headers import builtin_headers
 from nanochat_chunker.semantic.reading import Unit, read_unit
-from nanochat_chunker.semantic.translation import precompile
+from nanochat_chunker.semantic.translation import Precompiled
 from nanochat_chunker.semantic.units import SOURCES, UnitOrder
 from nanochat_chunker.slicing.configuration import STANDARD_HEADERS
 from nanochat_chunker.slicing.macros import Macro
@@ -65,7 +65,7 @@ class ProjectReader:
         }
         self._masked: dict[str, str] = {}
         self._reached_by: dict[str, tuple[str, ...]] = {}
-        self._precompiled: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._precompiled: dict[tuple[str, ...], Precompiled] = {}
 
     @cached_property
     def _common(self) -> frozenset[str]:
@@ -109,8 +109,8 @@ class ProjectReader:
             return ()
         if kept not in self._precompiled:
             flags = bindings.DETAILED_PREPROCESSING_RECORD | bindings.SKIP_FUNCTION_BODIES
-            self._precompiled[kept] = precompile(sorted(self._common), kept, flags)
-        return self._precompiled[kept]
+            self._precompiled[kept] = Precompiled(sorted(self._common), kept, flags)
+        return self._precompiled[kept].arguments
 
     def _standard(self, path: str) -> frozenset[str]:
         """The standard headers that a unit includes."""

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import byref, c_char_p, c_void_p
@@ -51,34 +52,40 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def precompile(headers: Sequence[str], arguments: Sequence[str], flags: int = 0) -> tuple[str, ...]:
-    """The arguments by which units take C++ headers that are read here, once, for this process.
+class Precompiled:
+    """C++ headers that are read once, here, for this process.
 
-    None of them where that does not work: units are then read with their headers, as ever. The
-    file has no name by the time it is used, so that none is left behind by a process that dies.
+    Where that does not work, `arguments` is empty: units are then read with their headers, as ever.
+    The file has no name by the time it is used, so that none is left behind by a process that dies;
+    its space is given back with the object.
     """
-    if not sys.platform.startswith("linux"):
-        return ()
-    lines = (f"#if __has_include(<{name}>)\n#include <{name}>\n#endif\n" for name in headers)
-    text = "".join(lines)
-    flags |= bindings.INCOMPLETE | bindings.FOR_SERIALIZATION
-    words = list(arguments)
-    words[words.index("-x") + 1] = "c++-header"
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            translation_unit("precompiled.hh", words, {"precompiled.hh": text}, flags) as unit,
-        ):
-            file = Path(folder) / "pch"
-            if _has_errors(unit) or bindings.load().clang_saveTranslationUnit(
-                unit, _bytes(str(file)), 0
+
+    def __init__(self, headers: Sequence[str], arguments: Sequence[str], flags: int = 0) -> None:
+        self.arguments: tuple[str, ...] = ()
+        if not sys.platform.startswith("linux"):
+            return
+        lines = (f"#if __has_include(<{name}>)\n#include <{name}>\n#endif\n" for name in headers)
+        texts = {"precompiled.hh": "".join(lines)}
+        words = list(arguments)
+        words[words.index("-x") + 1] = "c++-header"
+        flags |= bindings.INCOMPLETE | bindings.FOR_SERIALIZATION
+        try:
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                translation_unit("precompiled.hh", words, texts, flags) as unit,
             ):
-                return ()
-            kept = os.open(file, os.O_RDONLY)
-    except OSError:
-        return ()
-    # It is valid: this process made it, of headers that do not change while it runs.
-    return "-include-pch", f"/proc/self/fd/{kept}", "-Xclang", "-fno-validate-pch"
+                file = Path(folder) / "pch"
+                if _has_errors(unit) or bindings.load().clang_saveTranslationUnit(
+                    unit, _bytes(str(file)), 0
+                ):
+                    return
+                kept = os.open(file, os.O_RDONLY)
+        except OSError:
+            return
+        weakref.finalize(self, os.close, kept)
+        # It is valid: this process made it, of headers that do not change while it runs.
+        valid = ("-Xclang", "-fno-validate-pch")
+        self.arguments = ("-include-pch", f"/proc/self/fd/{kept}", *valid)
 
 
 def _has_errors(unit: c_void_p) -> bool:
