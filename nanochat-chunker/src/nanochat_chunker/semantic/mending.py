@@ -2,32 +2,28 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
 from nanochat_chunker.semantic.checking import Checker, Complaint
+from nanochat_chunker.semantic.complaints import (
+    is_of_unknown,
+    missing_header,
+    names_in,
+    system_headers,
+    wants_body,
+    with_bases,
+)
 from nanochat_chunker.semantic.lean import LEAN, LeanGraph, LeanRenderer
 from nanochat_chunker.slicing.closure import DECLARED, FULL, Closure
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.ladder import Ladder
 from nanochat_chunker.slicing.model import Slice, SliceOptions
 from nanochat_chunker.slicing.preprocess import is_c
-from nanochat_chunker.slicing.system_headers import headers_of
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_QUOTED = re.compile(r"'([^']+)'")
-_LAST_NAME = re.compile(r"(?:operator\s*(?:\(\)|\[\]|[^\s\w(]+)|~?[A-Za-z_]\w*)$")
-_ARGUMENTS = re.compile(r"<[^<>]*>|\([^()]*\)")
-_MISSING_HEADER = re.compile(r"^'([^']+)' file not found")
-_UNDEFINED = re.compile(r"is used but not defined|undefined inline|has no definition")
-_NONE_IN = re.compile(r"^no (?:\w+ )+named '[^']*' in ")
-_BASE = "base class has incomplete type"  # of which it does not tell the name
 _MEMBERS = frozenset(("function", "prototype", "variable"))
-_UNKNOWN = (
-    "undeclared", "unknown type", "namespace 'std'", "no template named", "no type named",
-    "incomplete type", "undefined template",
-)  # fmt: skip
 _MAX_UNSEEN = 2
 _MAX_OF_ONE_NAME = 12  # items that one complaint brings along
 
@@ -66,7 +62,7 @@ class CheckedLadder(Ladder):
             self.notes["documents_not_checked"] += found is None
             return slice_
         slice_, found = self._mended(closure, roots, slice_, found, in_c)
-        if found and not _misses_header(found):
+        if found and not any(missing_header(each.said) for each in found):
             lean = self._lean.document(closure.path, roots, closure.limit, rung)
             if lean is not None:
                 slice_, found = lean, []
@@ -136,20 +132,16 @@ class CheckedLadder(Ladder):
         lines = slice_.text.split("\n")
         before = dict(closure.level), len(includes)
         for complaint in found:
-            if missing := _MISSING_HEADER.search(complaint.said):
-                includes[missing[1]] = False  # it may be there for what is not in the document
+            if missing := missing_header(complaint.said):
+                includes[missing] = False  # it may be there for what is not in the document
                 continue
-            if complaint.said.startswith(_BASE) and complaint.line:
-                bases = _WORD.findall(lines[complaint.line - 1].partition(":")[2])
-                named = " ".join(f"'{base}'" for base in bases)
-                complaint = complaint._replace(said=f"{_BASE}: {named}")
+            complaint = with_bases(complaint, lines)
             i = places.get(complaint.line, -1)
             wanted = list(self._wanted(closure, complaint, i))
             if wanted:
-                whole = _UNDEFINED.search(complaint.said) is not None
-                closure.need(wanted, whole=whole)
+                closure.need(wanted, whole=wants_body(complaint.said))
                 continue
-            headers = [name for name in _system_names(complaint.said) if name not in includes]
+            headers = [name for name in system_headers(complaint.said) if name not in includes]
             if headers:
                 includes.update(dict.fromkeys(headers, True))
             elif number and i >= 0 and i not in roots:
@@ -177,12 +169,12 @@ class CheckedLadder(Ladder):
 
     def _wanted(self, closure: Closure, complaint: Complaint, i: int) -> Iterator[int]:
         """Items that a complaint names, visible where it is, and not there."""
-        if _UNDEFINED.search(complaint.said):
+        if wants_body(complaint.said):
             if i >= 0 and closure.level.get(i) != FULL:
                 yield i
             return
         items = self._graph.items
-        for name in _names(complaint.said):
+        for name in names_in(complaint.said):
             last = name.rpartition("::")[2]
             everywhere = [
                 j
@@ -194,7 +186,7 @@ class CheckedLadder(Ladder):
             ]
             # A header that cannot stand alone means what any of its includers has.
             ids = [j for j in everywhere if closure.sees(j)]
-            if not ids and any(words in complaint.said for words in _UNKNOWN):
+            if not ids and is_of_unknown(complaint.said):
                 ids = everywhere[:_MAX_UNSEEN]
             exact = [j for j in ids if name.endswith(_qualified(self._graph, j, last))]
             ids = self._specialised(exact or ids, complaint.said, last)
@@ -263,10 +255,6 @@ class _LeanLadder(CheckedLadder):
         return None if found else slice_
 
 
-def _misses_header(found: Iterable[Complaint]) -> bool:
-    return any(_MISSING_HEADER.search(each.said) for each in found)
-
-
 def _by_name(graph: Graph) -> Mapping[str, list[int]]:
     found: dict[str, list[int]] = defaultdict(list)
     for i, item in enumerate(graph.items):
@@ -279,29 +267,6 @@ def _by_name(graph: Graph) -> Mapping[str, list[int]]:
 def _qualified(graph: Graph, j: int, last: str) -> str:
     parts = [part for part in (graph.qualifiers[j], graph.items[j].owner, last) if part]
     return "::".join(parts)
-
-
-def _names(said: str) -> Iterator[str]:
-    """The names in a complaint, qualified where it tells the scope, without template arguments."""
-    quoted = []
-    for name in _QUOTED.findall(said):
-        while (shorter := _ARGUMENTS.sub("", name)) != name:
-            name = shorter
-        quoted.append(name.strip(" *&"))
-    if len(quoted) > 1 and _NONE_IN.search(said):
-        yield f"{quoted[1]}::{quoted[0]}"
-        quoted = quoted[1:2]
-    for name in quoted:
-        for word in re.findall(r"[A-Za-z_][\w:]*|operator\S+", name):
-            if word not in ("class", "struct", "const", "enum", "std"):
-                yield word.removeprefix("::")
-
-
-def _system_names(said: str) -> Iterator[str]:
-    """Headers of the standard library that speak of a name in a complaint."""
-    if any(words in said for words in _UNKNOWN):
-        for name in _names(said):
-            yield from headers_of(name.rpartition("::")[2])
 
 
 def _with_includes(slice_: Slice, includes: Mapping[str, bool]) -> Slice:
