@@ -35,7 +35,9 @@ def complaints_of(text: str, c: bool, precompiled: Sequence[str] = ()) -> list[C
     path = "document.c" if c else "document.cc"
     stated = stated_arguments("c" if c else "c++", builtin_headers())
     try:
-        with translation_unit(path, [*stated, *precompiled], {path: text}) as unit:
+        with translation_unit(
+            path, [*stated, *precompiled], {path: text}, bindings.KEEP_GOING
+        ) as unit:
             return _errors(bindings.load(), unit)
     except OSError as error:
         return [Complaint(0, str(error))]

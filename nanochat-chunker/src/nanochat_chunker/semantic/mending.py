@@ -131,10 +131,11 @@ class CheckedLadder(Ladder):
         places = self._places(closure, slice_.text)
         lines = slice_.text.split("\n")
         before = dict(closure.level), len(includes)
+        missing = [name for each in found if (name := missing_header(each.said))]
+        if missing:  # they may be there for what is not in the document
+            includes.update(dict.fromkeys(missing, False))
+            return True
         for complaint in found:
-            if missing := missing_header(complaint.said):
-                includes[missing] = False  # it may be there for what is not in the document
-                continue
             complaint = with_bases(complaint, lines)
             i = places.get(complaint.line, -1)
             wanted = list(self._wanted(closure, complaint, i))
@@ -187,11 +188,16 @@ class CheckedLadder(Ladder):
             # A header that cannot stand alone means what any of its includers has.
             ids = [j for j in everywhere if closure.sees(j)]
             if not ids and is_of_unknown(complaint.said):
-                ids = everywhere[:_MAX_UNSEEN]
+                ids = [j for j in everywhere if self._includes(j, closure.path)][:_MAX_UNSEEN]
             exact = [j for j in ids if name.endswith(_qualified(self._graph, j, last))]
             ids = self._specialised(exact or ids, complaint.said, last)
             before = [j for j in ids if j < i] or ids
             yield from before[-_MAX_OF_ONE_NAME:]
+
+    def _includes(self, j: int, path: str) -> bool:
+        """Whether the file of an item includes another."""
+        project = self._graph.project
+        return bool(project.closure[self._graph.paths[j]] >> project.bit[path] & 1)
 
     def _specialised(self, ids: list[int], said: str, name: str) -> list[int]:
         """Of a template and its specialisations those that may be the one spoken of."""
