@@ -18,7 +18,7 @@ from nanochat_chunker.semantic.headers import builtin_headers
 from nanochat_chunker.semantic.translation import Precompiled, translation_unit
 from nanochat_chunker.slicing.system_headers import headers_of_cpp
 
-_SECONDS = 30.0  # of one document; the slowest of real ones takes 5
+_SECONDS = 120.0  # of one document; the slowest of real ones takes 5 on an idle machine
 _MOST = 40  # complaints that are read; the rest follow from the first
 _LENGTH = struct.Struct("<Q")
 
