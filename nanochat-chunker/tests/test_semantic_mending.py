@@ -110,6 +110,13 @@ def test_a_header_that_is_not_there_is_left_out_where_nothing_needs_it(document)
     assert "nowhere" not in text
 
 
+def test_a_header_that_is_not_there_stays_where_something_needs_it(make, chunk):
+    source = "#include <nowhere/found.h>\nint user(Elsewhere* e) { return e->x; }\n"
+    texts, manifest = chunk(make({"p/a.cc": source}), "--compilable", "--semantic")
+    assert any("#include <nowhere/found.h>" in text for text in texts)
+    assert manifest["files"]["notes"]["documents_with_errors"] == 1
+
+
 def test_a_quick_look_is_followed_by_a_whole_one():
     checker = Checker()
     try:

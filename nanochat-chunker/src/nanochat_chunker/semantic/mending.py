@@ -79,7 +79,7 @@ class CheckedLadder(Ladder):
     ) -> tuple[Slice, Sequence[Complaint]]:
         """The document with the fewest errors on the way, and these."""
         best, fewest, first = slice_, found, slice_.text
-        useless = 0
+        useless, least = 0, len(found)
         includes: dict[str, bool] = {}  # whether they come or go
         for number in range(self._rounds):
             if not found or useless == self._patience:
@@ -94,8 +94,10 @@ class CheckedLadder(Ladder):
             if again is None:
                 break
             found = again
-            useless = 0 if len(found) < len(fewest) else useless + 1
-            if len(found) < len(fewest):
+            useless = 0 if len(found) < least else useless + 1
+            least = min(least, len(found))
+            # A header that is not here may be elsewhere: it stays in what is broken without it.
+            if len(found) < len(fewest) and (not found or all(includes.values())):
                 fewest, best = found, slice_
         if fewest and best.text != first and self._sure:  # a quick look may be too strict
             fewest = self._checker.complaints(best.text, in_c) or ()
