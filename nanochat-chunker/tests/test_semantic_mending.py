@@ -58,6 +58,17 @@ def test_what_is_too_large_begins_with_the_least_and_takes_what_clang_asks_for(d
     assert notes["documents_mended"] >= 1
 
 
+def test_what_could_not_be_looked_at_is_not_taken_for_good(make, chunk, monkeypatch):
+    tree = {
+        "p/big.h": "class Big;\n" + large("Big", *(f"  int field{n};\n" for n in range(200))),
+        "p/a.cc": '#include "big.h"\nint user(Big& big) { return big.field7; }\n',
+    }
+    monkeypatch.setattr(Checker, "complaints", lambda *_, **__: None)
+    texts, _ = chunk(make(tree), "--compilable", "--semantic", "--max-tokens", "100")
+    [text] = [text for text in texts if "int user(" in text]
+    assert '#include "big.h"' in text
+
+
 def test_of_many_specialisations_comes_the_one_that_clang_speaks_of(document):
     kinds = "".join(
         f"struct K{n} {{ int k{n}[{n + 1}]; }};\n"

@@ -100,7 +100,8 @@ class CheckedLadder(Ladder):
             if len(found) < len(fewest) and (not found or all(includes.values())):
                 fewest, best = found, slice_
         if fewest and best.text != first and self._sure:  # a quick look may be too strict
-            fewest = self._checker.complaints(best.text, in_c) or ()
+            again = self._checker.complaints(best.text, in_c)
+            fewest = fewest if again is None else again
         return best, fewest
 
     def _look(self, slice_: Slice, in_c: bool) -> Sequence[Complaint] | None:
@@ -260,7 +261,7 @@ class _LeanLadder(CheckedLadder):
         found = self._look(slice_, in_c)
         if found:
             slice_, found = self._mended(closure, roots, slice_, found, in_c)
-        return None if found else slice_
+        return slice_ if found is not None and not found else None
 
 
 def _by_name(graph: Graph) -> Mapping[str, list[int]]:
