@@ -58,7 +58,12 @@ def main() -> None:
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--failures", type=Path, help="write the failing documents here")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--first", type=int, default=100, help="with --semantic: report these too")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("semantic-work"),
+        help="with --semantic: see semantic_rate",
+    )
     parser.add_argument("--draw-at", type=int, help="with --semantic: the budget to draw roots at")
     parser.add_argument("--semantic", action="store_true", help="compare the ways: semantic_rate")
     options = parser.parse_args()

@@ -194,6 +194,28 @@ def arguments_of(
     return [*found, *(f"-D{define}" for define in defaults.defines)]
 
 
+def flags_of_headers(arguments: Sequence[str]) -> tuple[str, ...] | None:
+    """Of the arguments of a file those that matter to headers of the system.
+
+    None where it is not known that these mean the same for others with the same arguments.
+    """
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("-isystem", "-idirafter", "-include", "-imacros", "-nostdinc"):
+            if kept[-1:] != ["-nobuiltininc"]:
+                return None
+            kept += [word, next(words)]
+        elif word in _FOLDERS:
+            next(words)
+        elif word in ("-D", "-U"):
+            if next(words).startswith("_"):
+                return None
+        elif not word.startswith("-D") or word[2:].startswith("_"):
+            kept.append(word)
+    return tuple(kept)
+
+
 def stated_arguments(language: str, headers: BuiltinHeaders) -> list[str]:
     """Those of the stated configuration, of C++ or C."""
     standard = "-std=c17" if language == "c" else "-std=c++20"

@@ -16,6 +16,8 @@ from nanochat_chunker.errors import UsageError
 # clang-c/Index.h: enum CXTranslationUnit_Flags
 DETAILED_PREPROCESSING_RECORD = 0x01
 INCOMPLETE = 0x02
+FOR_SERIALIZATION = 0x10
+SKIP_FUNCTION_BODIES = 0x40
 KEEP_GOING = 0x200
 # enum CXChildVisitResult
 BREAK, CONTINUE, RECURSE = 0, 1, 2
@@ -71,6 +73,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
          POINTER(c_void_p)],
     ),
     "clang_disposeTranslationUnit": (None, [c_void_p]),
+    "clang_saveTranslationUnit": (c_int, [c_void_p, c_char_p, c_uint]),
     "clang_getTranslationUnitCursor": (Cursor, [c_void_p]),
     "clang_visitChildren": (c_uint, [Cursor, Visitor, c_void_p]),
     "clang_getInclusions": (None, [c_void_p, InclusionVisitor, c_void_p]),

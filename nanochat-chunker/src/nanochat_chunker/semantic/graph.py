@@ -58,7 +58,8 @@ def told_by(facts: Mapping[str, FileFacts], indexes: Iterable[FileIndex]) -> Tol
         for event in index.events:
             # Facts name the place of the `#`, events that of the line.
             if event.kind == "include" and (known := _between(targets, event.start, event.end)):
-                included[index.path, str(event.value), event.extra] = known
+                key = index.path, str(event.value), event.extra
+                included[key] = known if known != index.path else None
     return Told({path: each.skipped for path, each in facts.items()}, included)
 
 

@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from ctypes import byref, c_char_p, c_uint, c_void_p
+from ctypes import byref, c_uint, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from nanochat_chunker.semantic import bindings
 from nanochat_chunker.semantic.bindings import CONTINUE, RECURSE, Cursor, Library, Visitor
 from nanochat_chunker.semantic.facts import ELSEWHERE, Declared, FileFacts, Place
+from nanochat_chunker.semantic.translation import translation_unit
 
 # clang-c/Index.h: enum CXCursorKind
 _NAMESPACE, _LINKAGE, _UNEXPOSED = 22, 23, 1
@@ -81,31 +82,14 @@ class _Reader:
         self._out = (byref(self._file), byref(self._skip), byref(self._skip), byref(self._offset))
 
     def read(self, texts: Mapping[str, str]) -> dict[str, FileFacts]:
-        library = self._library
-        index = library.clang_createIndex(0, 0)
-        handle = c_void_p()
-        arguments = [argument.encode() for argument in self._unit.arguments]
-        unsaved = (bindings.UnsavedFile * len(texts))()
-        contents = [(self._root + path, text) for path, text in texts.items()]
-        for slot, (path, text) in zip(unsaved, contents, strict=True):
-            slot.name = path.encode("utf-8", "surrogateescape")
-            slot.contents = text.encode("ascii")
-            slot.length = len(text)
-        try:
-            status = library.clang_parseTranslationUnit2(
-                index, (self._root + self._unit.path).encode("utf-8", "surrogateescape"),
-                (c_char_p * len(arguments))(*arguments), len(arguments), unsaved, len(texts),
-                bindings.DETAILED_PREPROCESSING_RECORD | bindings.KEEP_GOING, byref(handle),
-            )  # fmt: skip
-            if status != 0 or not handle:
-                raise OSError(f"libclang gives status {status}")
+        unsaved = {self._root + path: text for path, text in texts.items()}
+        flags = bindings.DETAILED_PREPROCESSING_RECORD | bindings.KEEP_GOING
+        with translation_unit(
+            self._root + self._unit.path, self._unit.arguments, unsaved, flags, only_local=True
+        ) as handle:
             self._walk(handle)
             self._diagnose(handle)
             return {path: self._facts(handle, path) for path in sorted(self._seen())}
-        finally:
-            if handle:
-                library.clang_disposeTranslationUnit(handle)
-            library.clang_disposeIndex(index)
 
     def _seen(self) -> set[str]:
         return {path for path in self._paths.values() if path in self._wanted}

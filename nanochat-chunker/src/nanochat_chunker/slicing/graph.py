@@ -321,7 +321,7 @@ class Graph:
     def followers(self, i: int) -> Sequence[Follower]:
         """What comes along without being named when `i` is there, and the types it waits for."""
         if self._followers is None:
-            self._followers = self._find_followers()
+            self._followers = self.find_followers()
         return self._followers.get(i, ())
 
     def view(self, path: str) -> View:
@@ -337,7 +337,7 @@ class Graph:
             found = self._views[seen] = View(self, seen)
         return found
 
-    def _find_followers(self) -> dict[int, list[Follower]]:
+    def find_followers(self) -> dict[int, list[Follower]]:
         """Each under one item only; closures keep those that wait for another."""
         found: dict[int, list[Follower]] = defaultdict(list)
         for i, item in enumerate(self.items):

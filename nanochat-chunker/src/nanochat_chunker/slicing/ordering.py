@@ -47,13 +47,19 @@ class Ordered:
 
 def _textual(project: Configured) -> frozenset[str]:
     """Files that are only ever included within an item (lists for macros): no items of it."""
-    inner: set[str] = set()
-    outer: set[str] = set()
+    inner: set[tuple[str, str]] = set()  # (who includes, what)
+    outer: set[tuple[str, str]] = set()
     for path, file in project.files.items():
         tops = {item.begin for item in file.items if item.kind == "include"}
         for event in file.events:
             if event.kind == "include":
                 target = project.resolve(path, str(event.value), event.extra)
                 if target is not None:
-                    (outer if event.start in tops else inner).add(target)
-    return frozenset(inner - outer)
+                    (outer if event.start in tops else inner).add((path, target))
+    textual: set[str] = set()
+    while True:  # what only such files include is so, too
+        whole = {target for path, target in outer if path not in textual}
+        found = {target for _, target in inner} | {t for path, t in outer if path in textual}
+        if not found - whole - textual:
+            return frozenset(textual)
+        textual |= found - whole

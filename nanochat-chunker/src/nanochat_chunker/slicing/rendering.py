@@ -76,7 +76,7 @@ class Renderer:
                     self._graph.project.resolve(path, item.names[0], "angle" in item.flags)
                 )
             elif i in members:
-                piece = _text(self._graph, i, level[i], members[i]).strip("\n") + "\n"
+                piece = self._cut(i, level[i], members[i])
                 words.update(words_of(piece))
             else:
                 piece = self.text_of(i, level[i])
@@ -111,7 +111,7 @@ class Renderer:
         key = (i, level)
         found = self._texts.get(key)
         if found is None:
-            found = _text(self._graph, i, level).strip("\n") + "\n"
+            found = self._cut(i, level)
             if key not in self._words:
                 self._words[key] = words_of(found)
             if self._kept > _MAX_KEPT:
@@ -120,6 +120,9 @@ class Renderer:
             self._texts[key] = found
             self._kept += len(found)
         return found
+
+    def _cut(self, i: int, level: int, members: Set[int] | None = None) -> str:
+        return _text(self._graph, i, level, members).strip("\n") + "\n"
 
 
 def paths_of(graph: Graph, level: Mapping[int, int]) -> tuple[str, ...]:
@@ -178,13 +181,26 @@ def _drop_bodies(members: tuple[Item, ...], drops: list[tuple[int, int, str]]) -
 
 def _inline(graph: Graph, path: str, item: Item, drops: list[tuple[int, int, str]]) -> None:
     """Lists for macros that the item includes, in the place of their #include."""
-    project = graph.project
-    for event in project.files[path].events:
+    for event in graph.project.files[path].events:
         if event.kind == "include" and item.begin < event.start < item.end:
-            target = project.resolve(path, str(event.value), event.extra)
+            target = graph.project.resolve(path, str(event.value), event.extra)
             if target is not None:
-                whole = cut(graph, target, 0, project.files[target].size, [])
-                drops.append((event.start, event.end, whole.strip("\n")))
+                drops.append((event.start, event.end, _whole(graph, target, (path,))))
+
+
+def _whole(graph: Graph, path: str, around: tuple[str, ...]) -> str:
+    """A file with the files that it includes in their place, those aside that it is in already."""
+    drops = []
+    around = (*around, path)
+    for event in graph.project.files[path].events:
+        if event.kind == "include":
+            target = graph.project.resolve(path, str(event.value), event.extra)
+            if target is not None and target not in around:
+                inner = _whole(graph, target, around)
+                drops.append((event.start, event.end, inner))
+            elif target is not None or graph.project.is_own(path, str(event.value)):
+                drops.append((event.start, event.end, ""))
+    return cut(graph, path, 0, graph.project.files[path].size, drops).strip("\n")
 
 
 def cut(graph: Graph, path: str, start: int, end: int, drops: list[tuple[int, int, str]]) -> str:

@@ -146,6 +146,11 @@ def headers_of(word: str) -> list[str]:
     ][:2]
 
 
+def headers_of_cpp() -> list[str]:
+    """The headers of the standard library that are known here, those of C aside."""
+    return sorted(name for name in (*_WORDS, *_SOME_WORDS) if not name.endswith(".h"))
+
+
 def words_of(text: str) -> frozenset[str]:
     """The words of a text that speak for a header of the standard library."""
     # Far faster than a regular expression for words: most of what a document is, is asked.
