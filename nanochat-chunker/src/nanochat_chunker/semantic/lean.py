@@ -6,7 +6,9 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from nanochat_chunker.slicing.closure import Detail
-from nanochat_chunker.slicing.graph import DECLARED, FULL, Follower, Graph, Part, View
+from nanochat_chunker.slicing.graph import Graph, View
+from nanochat_chunker.slicing.items import DECLARED, FULL
+from nanochat_chunker.slicing.parts import Follower, Part
 from nanochat_chunker.slicing.rendering import Renderer
 
 LEAN = Detail("what clang asks for", 0, DECLARED)

@@ -16,8 +16,9 @@ from nanochat_chunker.semantic.complaints import (
     with_bases,
 )
 from nanochat_chunker.semantic.lean import LEAN, LeanGraph, LeanRenderer
-from nanochat_chunker.slicing.closure import FULL, Closure
-from nanochat_chunker.slicing.graph import DECLARED, Graph
+from nanochat_chunker.slicing.closure import Closure
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import DECLARED, FULL
 from nanochat_chunker.slicing.ladder import Ladder
 from nanochat_chunker.slicing.model import Slice, SliceOptions
 from nanochat_chunker.slicing.preprocess import is_c

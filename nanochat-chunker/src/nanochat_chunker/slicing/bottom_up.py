@@ -7,8 +7,8 @@ moves down to it, past what does not need it defined and does not change what it
 from collections.abc import Iterable, Mapping
 
 from nanochat_chunker.slicing.calls import calls_among, components
-from nanochat_chunker.slicing.graph import FULL, Graph
-from nanochat_chunker.slicing.items import Item, flatten
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import FULL, Item, flatten
 from nanochat_chunker.slicing.parameters import parameters
 
 # What no function moves past: its names may mean something else there, or be needed.

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nanochat_chunker.slicing.bottom_up import bottom_up
-from nanochat_chunker.slicing.graph import DECLARED, FULL, Follower, Graph
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import DECLARED, FULL
+from nanochat_chunker.slicing.parts import Follower
 
 
 @dataclass(frozen=True)

@@ -2,69 +2,33 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence, Set
 
 from nanochat_chunker.slicing.expansion import Macros
-from nanochat_chunker.slicing.items import Item, flatten
+from nanochat_chunker.slicing.items import DECLARED, FULL, Item, flatten
 from nanochat_chunker.slicing.lookup import Lookup
 from nanochat_chunker.slicing.names import LastNames, names_in, outermost
 from nanochat_chunker.slicing.ordering import Ordered
+from nanochat_chunker.slicing.parts import (
+    Follower,
+    Ids,
+    Member,
+    Part,
+    Slots,
+    declared_names,
+    names_of,
+    words_in,
+)
 from nanochat_chunker.slicing.project import Configured
 from nanochat_chunker.slicing.symbols import Symbols
 
 _TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
 _HAVE_COMPANIONS = frozenset(("alias", "class", "function", "prototype", "forward", "enum"))
-_ALWAYS = frozenset("variable access using other call assert".split())  # members that stay
-# Members that templates of the standard library ask for.
-_ASKED_FOR = frozenset(
-    "char_type int_type off_type pos_type state_type comparison_category value_type size_type "
-    "difference_type pointer const_pointer reference const_reference iterator const_iterator "
-    "iterator_category key_type mapped_type allocator_type argument_type result_type "
-    "first_argument_type second_argument_type is_transparent is_always_equal rebind type "
-    "promise_type".split()
-)
 _FIRST_ARGUMENT = re.compile(r"\w+\s*\(\s*(\w+)\s*,")
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
-Ids = tuple[int, ...]
-
-
-DECLARED, FULL = 1, 2  # how much of an item a document holds
 _MAX_VIEWS = 16
 _OVERHEAD = 4  # characters around an item, about
-
-
-class Part(NamedTuple):
-    """An item, whole or declared: the length of its text, about, and the items it needs."""
-
-    size: int
-    needs: frozenset[int]
-
-
-class Follower(NamedTuple):
-    """An item that comes along unasked once all these types are there."""
-
-    item: int
-    types: frozenset[int]
-
-
-class Member(NamedTuple):
-    """A member of a class: its size, the words in it, the items it needs."""
-
-    size: int
-    words: frozenset[str]
-    needs: Ids
-
-
-class Slots(NamedTuple):
-    """What always stays of a class, and the places of its other members by their names."""
-
-    size: int
-    words: frozenset[str]
-    needs: frozenset[int]
-    always: Ids
-    named: Mapping[str, list[int]]
 
 
 class View(dict[int, Sequence[Follower]]):
@@ -132,7 +96,7 @@ class Graph:
         found = self._decl.get(i)
         if found is None:
             item = self.items[i]
-            names = {*item.uses, *_declared_names(item.members)}
+            names = {*item.uses, *declared_names(item.members)}
             if item.kind in ("call", "enum", "class") or item.needs_body:
                 names.update(item.body_uses)
             if "inner" in item.flags:
@@ -173,7 +137,7 @@ class Graph:
             places = [names_of(item, member) for member in item.members]
             always = tuple(place for place, names in enumerate(places) if names is None)
             kept = tuple(item.members[place] for place in always)
-            names = {item.owner, *item.names, *item.uses, *item.body_uses, *_declared_names(kept)}
+            names = {item.owner, *item.names, *item.uses, *item.body_uses, *declared_names(kept)}
             named: dict[str, list[int]] = defaultdict(list)
             for place, words in enumerate(places):
                 for word in words or ():
@@ -181,7 +145,7 @@ class Graph:
                     self._with_member[word].add(i)
             found = self._slots[i] = Slots(
                 item.size(True) - sum(m.size(True) for m in item.members if m not in kept),
-                _words(names),
+                words_in(names),
                 frozenset(self.needs(i, names - {""}, "head")),
                 always,
                 named,
@@ -198,9 +162,9 @@ class Graph:
         found = self._members.get(key)
         if found is None:
             member = self.items[i].members[place]
-            names = _declared_names((member,))
+            names = declared_names((member,))
             found = self._members[key] = Member(
-                member.size(True), _words({*names, *member.names}), self.lookup.resolve(i, names)
+                member.size(True), words_in({*names, *member.names}), self.lookup.resolve(i, names)
             )
         return found
 
@@ -217,7 +181,7 @@ class Graph:
                 for member in flatten(item.members):
                     names.update(member.uses)
                     names.update(member.body_uses)
-            found = self._words[key] = _words(names)
+            found = self._words[key] = words_in(names)
         return found
 
     def body(self, i: int) -> Ids:
@@ -392,30 +356,3 @@ class Graph:
                         names.update(inner.uses)
                         names.update(inner.body_uses)
         return names
-
-
-def _declared_names(members: tuple[Item, ...]) -> set[str]:
-    """The names in members, bodies of functions aside."""
-    names: set[str] = set()
-    for member in flatten(members):
-        names.update(member.uses)
-        if member.kind != "function" or member.needs_body:
-            names.update(member.body_uses)
-    return names
-
-
-def _words(names: Iterable[str]) -> frozenset[str]:
-    """Qualified names in parts, those of members without their dots."""
-    return frozenset(part for name in names for part in name.lstrip(".").split("::"))
-
-
-def names_of(item: Item, member: Item) -> tuple[str, ...] | None:
-    """The names for which a member stays in its class; None where it always does."""
-    if member.kind in _ALWAYS or not (member.names or member.kind == "friend"):
-        return None
-    if member.kind == "friend":
-        return tuple(use.rpartition("::")[2] for use in member.uses)
-    name = member.names[0]
-    if name in item.names or name in _ASKED_FOR or name.startswith(("operator", "~")):
-        return None
-    return member.names

@@ -17,6 +17,7 @@ class Frame(NamedTuple):
 
 Scope = tuple[Frame, ...]
 
+DECLARED, FULL = 1, 2  # how much of an item a document holds
 
 _WITH_BODY = frozenset(("constexpr", "auto", "attributed"))
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nanochat_chunker.slicing.closure import Closure, Detail
-from nanochat_chunker.slicing.graph import DECLARED, Graph
-from nanochat_chunker.slicing.items import DEFINITIONS
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import DECLARED, DEFINITIONS
 from nanochat_chunker.slicing.model import Root, Slice, SliceOptions
 from nanochat_chunker.slicing.other_sources import OtherSources
 from nanochat_chunker.slicing.own_file import OwnFile

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from nanochat_chunker.slicing.closure import Closure
 from nanochat_chunker.slicing.foreign import Meeting
-from nanochat_chunker.slicing.graph import FULL, Graph
-from nanochat_chunker.slicing.items import flatten
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import FULL, flatten
 from nanochat_chunker.slicing.preprocess import is_c
 
 _MAX_BODIES = 4  # overloads of one name

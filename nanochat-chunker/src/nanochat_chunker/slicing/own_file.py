@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from nanochat_chunker.slicing.bottom_up import bottom_up
-from nanochat_chunker.slicing.closure import FULL, Closure, Detail
+from nanochat_chunker.slicing.closure import Closure, Detail
 from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import FULL
 
 _DIRECTIVES = frozenset("include define undef using directive namespace".split())
 

@@ -4,10 +4,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 
-from nanochat_chunker.slicing.closure import FULL
 from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.includes_kept import ExternalIncludes
-from nanochat_chunker.slicing.items import Item, Scope
+from nanochat_chunker.slicing.items import FULL, Item, Scope
 from nanochat_chunker.slicing.own_includes import Preamble, include_line
 from nanochat_chunker.slicing.preprocess import is_c
 from nanochat_chunker.slicing.system_headers import words_of

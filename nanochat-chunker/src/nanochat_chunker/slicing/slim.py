@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import ClassVar
 
-from nanochat_chunker.slicing.closure import FULL, Closure, Detail
-from nanochat_chunker.slicing.graph import DECLARED, Graph
+from nanochat_chunker.slicing.closure import Closure, Detail
+from nanochat_chunker.slicing.graph import Graph
+from nanochat_chunker.slicing.items import DECLARED, FULL
 
 
 class UsedMembers(Closure):
