@@ -45,12 +45,12 @@ class LeanRenderer(Renderer):
         self,
         level: Mapping[int, int],
         roots: Iterable[int],
-        members: Mapping[int, Set[int]] = MappingProxyType({}),
+        members: Mapping[int, frozenset[int]] = MappingProxyType({}),
         own: Sequence[str] = (),
     ) -> str:
         roots = tuple(roots)
         for i in {*roots, *self._roots}:
-            self._texts.pop((i, FULL), None)
+            self._texts.pop((i, FULL, None), None)
         self._roots = frozenset(roots)
         return super().render(level, roots, members, own)
 

@@ -43,7 +43,8 @@ class Ladder:
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
         self._others = OtherSources(graph)
-        self._heavy: dict[tuple[int, str, int], bool] = {}
+        self._heavy: dict[tuple[str, int], set[int]] = {}  # by detail and room
+        self._weighed: dict[tuple[str, int], set[int]] = {}  # and found to be light
         self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
     def documents(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
@@ -163,35 +164,35 @@ class Ladder:
     def _begin(self, path: str, root: int, steps: Sequence[tuple[Detail, float]]) -> Closure | None:
         """The closure of one root at the first step where it has room."""
         for detail, room in steps:
-            if not detail.includes and self._is_heavy(root, detail, room):
+            if not detail.includes and self._names_heavy(root, detail, room):
                 continue
             closure = self._closure(path, detail, room)
             closure.add([root])
             if closure.size <= room:
                 return closure
+            if not detail.includes:
+                self._weigh_names(root, detail, room)
         return None
 
-    def _is_heavy(self, root: int, detail: Detail, room: float) -> bool:
-        """Whether something that a root names needs more than the room, all by itself.
+    def _names_heavy(self, root: int, detail: Detail, room: float) -> bool:
+        """Whether something that a root names is known to need more than the room, by itself."""
+        key = (detail.name, _rounded(room))
+        heavy = self._heavy.get(key)
+        return bool(heavy) and not self._graph.part(root, True).needs.isdisjoint(heavy)
 
-        Known once, it spares the closures of all roots that name it.
-        """
-        # Two digits of the room, so that files of like text share what is known.
-        unit = 10 ** max(0, len(str(int(room))) - 2)
-        rounded = -(-int(room) // unit) * unit
-        graph = self._graph
-        for j in (*graph.declaration(root), *graph.body(root)):
-            if graph.items[j].kind not in _MAY_BE_HEAVY:
-                continue
-            key = (j, detail.name, rounded)
-            heavy = self._heavy.get(key)
-            if heavy is None:
+    def _weigh_names(self, root: int, detail: Detail, room: float) -> None:
+        """Learns what of that which a root names is heavy: it spares all roots that name it."""
+        graph, rounded = self._graph, _rounded(room)
+        key = (detail.name, rounded)
+        heavy, weighed = self._heavy.setdefault(key, set()), self._weighed.setdefault(key, set())
+        for j in sorted(graph.part(root, True).needs - weighed):
+            if graph.items[j].kind in _MAY_BE_HEAVY:
                 closure = self._closure(graph.paths[j], detail, rounded)
                 closure.need([j])
-                heavy = self._heavy[key] = closure.size > rounded
-            if heavy:
-                return True
-        return False
+                if closure.size > rounded:
+                    heavy.add(j)
+                    return
+                weighed.add(j)
 
     def _grow(self, closure: Closure, roots: Sequence[int], stop: int) -> int:
         """Adds neighbours as long as they fit; gives the place of the first that does not."""
@@ -211,6 +212,12 @@ class Ladder:
         if not found:
             found = [root_of(graph, roots[0])]
         return Slice(text, tuple(found), paths_of(graph, level), rung)
+
+
+def _rounded(room: float) -> int:
+    """Two digits of a room, so that files of like text share what is known."""
+    unit = 10 ** max(0, len(str(int(room))) - 2)
+    return -(-int(room) // unit) * unit
 
 
 def root_of(graph: Graph, i: int) -> Root:

@@ -11,6 +11,8 @@ from nanochat_chunker.slicing.own_includes import Preamble, include_line
 from nanochat_chunker.slicing.preprocess import is_c
 from nanochat_chunker.slicing.system_headers import words_of
 
+_Key = tuple[int, int, frozenset[int] | None]
+
 _MAX_KEPT = 16_000_000  # characters of items' texts
 
 
@@ -19,8 +21,8 @@ class Renderer:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._texts: dict[tuple[int, int], str] = {}
-        self._words: dict[tuple[int, int], frozenset[str]] = {}
+        self._texts: dict[_Key, str] = {}
+        self._words: dict[_Key, frozenset[str]] = {}
         self._kept = 0
         self._includes = ExternalIncludes(graph)
         self._preamble = Preamble(graph.project)
@@ -29,7 +31,7 @@ class Renderer:
         self,
         level: Mapping[int, int],
         roots: Iterable[int],
-        members: Mapping[int, Set[int]] = MappingProxyType({}),
+        members: Mapping[int, frozenset[int]] = MappingProxyType({}),
         own: Sequence[str] = (),
     ) -> str:
         """Includes, then the items in the order given, in their scopes.
@@ -74,12 +76,10 @@ class Renderer:
                 included.append(
                     self._graph.project.resolve(path, item.names[0], "angle" in item.flags)
                 )
-            elif i in members:
-                piece = self._cut(i, level[i], members[i])
-                words.update(words_of(piece))
             else:
-                piece = self.text_of(i, level[i])
-                words |= self._words[i, level[i]]
+                stay = members.get(i)
+                piece = self.text_of(i, level[i], stay)
+                words |= self._words[i, level[i], stay]
             out.append(piece)
             pieces.append(piece)
             last = i
@@ -105,12 +105,15 @@ class Renderer:
             return f"{opening} {'}' * len(parts)}\n"
         return ""
 
-    def text_of(self, i: int, level: int) -> str:
-        """An item as it stands in a document, with its line's end."""
-        key = (i, level)
+    def text_of(self, i: int, level: int, members: frozenset[int] | None = None) -> str:
+        """An item as it stands in a document, with its line's end.
+
+        `members` are the only ones of a class that stay, where not all do.
+        """
+        key = (i, level, members)
         found = self._texts.get(key)
         if found is None:
-            found = self._cut(i, level)
+            found = self._cut(i, level, members)
             if key not in self._words:
                 self._words[key] = words_of(found)
             if self._kept > _MAX_KEPT:

@@ -1,6 +1,6 @@
 """Closures that take less than all of what is named: for roots that need too much."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from nanochat_chunker.slicing.closure import Closure, Detail
@@ -33,13 +33,13 @@ class UsedMembers(Closure):
         self._wanted: list[int] = []  # items to come
 
     @property
-    def members(self) -> Mapping[int, Set[int]]:
+    def members(self) -> Mapping[int, frozenset[int]]:
         """Of each class that is not whole the members that stay, by place."""
         found = {i: set(self.graph.slots(i).always) for i in self._parted}
         for i, place in self._kept:
             if i in found:
                 found[i].add(place)
-        return found
+        return {i: frozenset(places) for i, places in found.items()}
 
     def _take(self, i: int, level: int) -> None:
         before = self.level.get(i, 0)
