@@ -348,6 +348,15 @@ def test_one_document_leaves_nothing_to_hold_out_and_says_so(make, tmp_path, cap
     ]
 
 
+def test_a_depth_that_packing_does_not_use_is_said(make, tmp_path, capsys):
+    folder = make({"p/a.c": "int a;\n"})
+    typed = ["--project-dirs", str(folder), "--cross-depth", "3", "--executor", "serial"]
+    assert main([*typed, "--output", str(tmp_path / "packed")]) == 0
+    assert "--cross-depth is of no use without --compilable" in capsys.readouterr().err
+    assert main([*typed, "--output", str(tmp_path / "slices"), "--compilable"]) == 0
+    assert "--cross-depth" not in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom nanochat_chunker.cli import main\n"

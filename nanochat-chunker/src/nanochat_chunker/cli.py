@@ -38,13 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("error: interrupted. The same command goes on from here", file=sys.stderr)
+        goes_on = ". The same command goes on from here" if command is make else ""
+        print(f"error: interrupted{goes_on}", file=sys.stderr)
         return 130
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
+        goes_on = ": it goes on from here" if command is make else ""
         print(
             f"error: cannot read or write{where}: {error.strerror or error}. "
-            "Mend that (space, permissions) and type the command again: it goes on from here",
+            f"Mend that (space, permissions) and type the command again{goes_on}",
             file=sys.stderr,
         )
         return 1

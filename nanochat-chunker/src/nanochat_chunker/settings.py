@@ -13,6 +13,7 @@ DEFAULT_EXTENSIONS = tuple(
         ".c .cc .cpp .cxx .c++ .h .hh .hpp .hxx .h++ .inl .ipp .tpp .tcc .txx .ixx .cppm .cu .cuh"
     ).split()
 )
+DEFAULT_CROSS_DEPTH = 3
 LAYOUTS = ("auto", "one", "many")
 _NOT_WRITTEN = (".json", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".txt", ".csv")
 EXECUTORS = ("processes", "serial", "ray")
@@ -57,7 +58,7 @@ class Settings:
     inputs: tuple[str, ...] = ()
     compilable: bool = False
     semantic: bool = False
-    cross_depth: int = 3
+    cross_depth: int = DEFAULT_CROSS_DEPTH
     max_tokens: int = 16384
     max_file_bytes: int = 500_000
     tokenizer: Path | None = None

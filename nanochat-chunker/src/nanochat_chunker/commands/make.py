@@ -8,6 +8,7 @@ from typing import Any
 
 from nanochat_chunker import __version__
 from nanochat_chunker.settings import (
+    DEFAULT_CROSS_DEPTH,
     DEFAULT_EXTENSIONS,
     EXECUTORS,
     LAYOUTS,
@@ -67,9 +68,9 @@ def _add_documents(group: Any) -> None:
     add = group.add_argument
     add("--compilable", action="store_true",
         help="documents that compile by themselves: a definition and what it needs of its project")
-    add("--cross-depth", type=int, default=3, metavar="N",
+    add("--cross-depth", type=int, metavar="N",
         help="with --compilable: how many calls away from its root a function still brings its "
-        "body (default: %(default)s)")
+        f"body (default: {DEFAULT_CROSS_DEPTH})")
     add("--semantic", action="store_true",
         help="with --compilable: let libclang say which name refers to what, by "
         "compile_commands.json where a project has one; slower")
@@ -153,12 +154,15 @@ def settings_of(options: dict[str, Any]) -> Settings:
     options["extensions"] = tuple(
         dict.fromkeys("." + extension.lower().lstrip(".") for extension in options["extensions"])
     )
+    if options["cross_depth"] is None:
+        options["cross_depth"] = DEFAULT_CROSS_DEPTH
     if options["max_memory"] is not None:
         options["max_memory"] = parse_bytes(options["max_memory"])
     return Settings(**options)
 
 
 def run(options: dict[str, Any]) -> int:
+    no_use = options["cross_depth"] is not None and not options["compilable"]
     settings = settings_of(options)
     from nanochat_chunker import pipeline
     from nanochat_chunker.progress import Bars, Progress
@@ -168,6 +172,8 @@ def run(options: dict[str, Any]) -> int:
         manifest = pipeline.run(settings, progress)
     for line in summary(manifest, settings.output, time.monotonic() - started):
         print(line)
+    if no_use:
+        progress.note("--cross-depth is of no use without --compilable: whole files were packed")
     for note in progress.notes:
         print(f"note: {note}", file=sys.stderr)
     return 0
