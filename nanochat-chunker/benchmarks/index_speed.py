@@ -8,12 +8,14 @@ the slicing; then the peak memory of that process, all of a project's texts incl
 """
 
 import argparse
+import gc
 import resource
 import time
 from pathlib import Path
 
 from projects_on_disk import load, names, short
 
+from nanochat_chunker.execution.processes import collect_rarely
 from nanochat_chunker.slicing import SliceOptions, index_file, slice_project
 from nanochat_chunker.tokens import ByteMeter
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--budget", type=int, default=16384)
     options = parser.parse_args()
+    collect_rarely()  # as a worker does
     measure = ByteMeter().units
     total = {"bytes": 0, "files": 0, "documents": 0, "parse": 0.0, "index": 0.0, "slice": 0.0}
     for name in names(options.folder, options.only):
@@ -37,6 +40,7 @@ def main() -> None:
         start = time.process_time()
         settings = SliceOptions(options.budget * 4, project=short(name))
         count = sum(1 for _ in slice_project(indexes, texts.__getitem__, settings, measure))
+        gc.collect()  # as a worker does from project to project
         sliced = time.process_time() - start
         total["documents"] += count
         for key, value in (("parse", parse), ("index", index), ("slice", sliced)):

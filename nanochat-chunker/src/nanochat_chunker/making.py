@@ -1,6 +1,7 @@
 """The second pass, the tasks that make documents: whole files packed, or slices."""
 
 import dataclasses
+import gc
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,7 +184,9 @@ def _stored(state: str, stage: str, key: bytes) -> Rows:
 
 @lru_cache(maxsize=1)
 def _material(order: SliceOrder) -> _Material:
-    """Kept from job to job of one project."""
+    """Kept from job to job of one project; the one before is given up first."""
+    _material.cache_clear()
+    gc.collect()
     from nanochat_chunker.slicer import ProjectSlicer
     from nanochat_chunker.slicing import SliceOptions
 
