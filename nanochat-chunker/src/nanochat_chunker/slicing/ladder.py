@@ -43,8 +43,8 @@ class Ladder:
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
         self._others = OtherSources(graph)
-        self._heavy: dict[tuple[str, int], set[int]] = {}  # by detail and room
-        self._weighed: dict[tuple[str, int], set[int]] = {}  # and found to be light
+        # By detail and room the items that need more than the room, and those that do not.
+        self._weighed: dict[tuple[str, int], tuple[set[int], set[int]]] = {}
         self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
     def documents(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
@@ -170,29 +170,31 @@ class Ladder:
             closure.add([root])
             if closure.size <= room:
                 return closure
-            if not detail.includes:
-                self._weigh_names(root, detail, room)
         return None
 
     def _names_heavy(self, root: int, detail: Detail, room: float) -> bool:
-        """Whether something that a root names is known to need more than the room, by itself."""
-        key = (detail.name, _rounded(room))
-        heavy = self._heavy.get(key)
-        return bool(heavy) and not self._graph.part(root, True).needs.isdisjoint(heavy)
+        """Whether something that a root names needs more than the room, all by itself.
 
-    def _weigh_names(self, root: int, detail: Detail, room: float) -> None:
-        """Learns what of that which a root names is heavy: it spares all roots that name it."""
-        graph, rounded = self._graph, _rounded(room)
-        key = (detail.name, rounded)
-        heavy, weighed = self._heavy.setdefault(key, set()), self._weighed.setdefault(key, set())
-        for j in sorted(graph.part(root, True).needs - weighed):
+        Known once, it spares the closures of all roots that name it. What is known of an item does
+        not depend on who asked, so that documents do not depend on those made before.
+        """
+        graph = self._graph
+        # Two digits of the room, so that files of like text share what is known.
+        unit = 10 ** max(0, len(str(int(room))) - 2)
+        rounded = -(-int(room) // unit) * unit
+        heavy, light = self._weighed.setdefault((detail.name, rounded), (set(), set()))
+        needs = graph.part(root, True).needs
+        if not needs.isdisjoint(heavy):
+            return True
+        for j in sorted(needs - light):
             if graph.items[j].kind in _MAY_BE_HEAVY:
                 closure = self._closure(graph.paths[j], detail, rounded)
                 closure.need([j])
                 if closure.size > rounded:
                     heavy.add(j)
-                    return
-                weighed.add(j)
+                    return True
+            light.add(j)
+        return False
 
     def _grow(self, closure: Closure, roots: Sequence[int], stop: int) -> int:
         """Adds neighbours as long as they fit; gives the place of the first that does not."""
@@ -212,12 +214,6 @@ class Ladder:
         if not found:
             found = [root_of(graph, roots[0])]
         return Slice(text, tuple(found), paths_of(graph, level), rung)
-
-
-def _rounded(room: float) -> int:
-    """Two digits of a room, so that files of like text share what is known."""
-    unit = 10 ** max(0, len(str(int(room))) - 2)
-    return -(-int(room) // unit) * unit
 
 
 def root_of(graph: Graph, i: int) -> Root:
