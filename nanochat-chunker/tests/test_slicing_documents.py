@@ -460,7 +460,8 @@ def test_documents_of_a_file_do_not_depend_on_the_files_before():
     fill = "".join(f"  long v{n} = {n};\n" for n in range(60))
     uses = "".join(f"int use{n}(J& j) {{\n{fill}  return j.t.v + {n};\n}}\n" for n in range(4))
     files = {
-        "h.h": "#pragma once\ntemplate <class T> struct Trait { T v; };\nstruct J { Trait<int> t; };\n",
+        "h.h": "#pragma once\n"
+        "template <class T> struct Trait { T v; };\nstruct J { Trait<int> t; };\n",
         "s.h": f'#pragma once\n#include "h.h"\ntemplate <> struct Trait<J> {{\n{fill * 4}}};\n',
         "a.cc": f'#include "s.h"\nnamespace a {{\n{uses}}}\n',
         "b.cc": f'#include "h.h"\nnamespace b {{\n{uses}}}\n',
@@ -471,4 +472,5 @@ def test_documents_of_a_file_do_not_depend_on_the_files_before():
         slicer = ProjectSlicer(indexes, files.__getitem__, SliceOptions(4_000, project="p"), len)
         made.append({path: list(slicer.slices_of(path)) for path in paths})
     assert made[0] == made[1]
-    assert len(made[0]["a.cc"]) > 1 and len(made[0]["b.cc"]) > 1
+    assert len(made[0]["a.cc"]) > 1
+    assert len(made[0]["b.cc"]) > 1
