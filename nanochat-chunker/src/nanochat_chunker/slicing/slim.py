@@ -21,6 +21,8 @@ class UsedMembers(Closure):
         "_kept",
         "_words",
         "_member_names",
+        "_fresh",
+        "_wanted",
     )
 
     def __init__(self, graph: Graph, path: str, detail: Detail, limit: float) -> None:
