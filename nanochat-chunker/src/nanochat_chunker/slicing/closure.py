@@ -98,12 +98,7 @@ class Closure:
         for i in list(self.level):
             for follower in graph.followers(i):
                 if new >> graph.bits[follower.item] & 1:
-                    missing = follower.types.difference(self.level)
-                    first = min(missing, default=-1)
-                    if missing:
-                        self._waiting[first] = (*self._waiting.get(first, ()), follower)
-                    else:
-                        self._take(follower.item, self._level_of(follower.item))
+                    self._offer(follower)
 
     def sees(self, j: int) -> bool:
         """Whether an item is in a file that the roots' file sees."""
@@ -148,6 +143,7 @@ class Closure:
     def _drain(self) -> None:
         """Takes what the items taken need, up to the limit."""
         levels, todo, view, waiting = self.level, self._todo, self._view, self._waiting
+        offer = self._offer
         take, level_of, needs_of = self._take, self._level_of, self._needs
         while todo and self.size <= self.limit:
             i = todo.pop()
@@ -157,16 +153,19 @@ class Closure:
                 for j in needs_of(i):
                     take(j, FULL)
             for follower in (*view[i], *waiting.pop(i, ())):
-                j, types = follower
-                if j not in levels:
-                    missing = types.difference(levels)
-                    if missing:
-                        first = min(missing)
-                        waiting[first] = (*waiting.get(first, ()), follower)
-                    else:
-                        take(j, level_of(j))
+                if follower.item not in levels:
+                    offer(follower)
         if self.size > self.limit:
             todo.clear()
+
+    def _offer(self, follower: Follower) -> None:
+        """Takes what comes along unasked, or keeps it until one of its types is there."""
+        missing = follower.types.difference(self.level)
+        if missing:
+            first = min(missing)
+            self._waiting[first] = (*self._waiting.get(first, ()), follower)
+        else:
+            self._take(follower.item, self._level_of(follower.item))
 
     def _needs(self, i: int) -> frozenset[int]:
         """What an item needs in this closure."""

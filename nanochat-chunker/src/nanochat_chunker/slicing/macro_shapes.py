@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.items import Frame
-from nanochat_chunker.slicing.macros import Lookup, Table, arguments_at, expand, tokens_of
+from nanochat_chunker.slicing.macros import Lookup, Table, arguments_at, expand, is_name, tokens_of
 from nanochat_chunker.slicing.names import KEYWORDS
 
 CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*$")
@@ -89,7 +89,7 @@ class MacroShapes:
             return False
         result = alone and (name.isupper() or "_" in name)
         _, arguments = self._arguments(name, end)
-        words = [token for each in arguments or () for token in each if _is_name(token)]
+        words = [token for each in arguments or () for token in each if is_name(token)]
         few = arguments is not None and len(words) <= _MAX_NAMES
         kinds = _kinds(arguments) if arguments is not None and few else None
         names = tuple(words) if few else ()
@@ -123,7 +123,7 @@ class MacroShapes:
         call, arguments = self._arguments(name, end)
         shape = None
         if arguments is not None and not any(
-            self._is_called(token) for each in arguments for token in each if _is_name(token)
+            self._is_called(token) for each in arguments for token in each if is_name(token)
         ):
             shape = self._stands(name, _kinds(arguments))
         return shape or _shape_of(expand(call, self._macros))
@@ -154,10 +154,6 @@ class MacroShapes:
 def _kinds(arguments: list[list[str]]) -> tuple[str, ...]:
     firsts = ("".join(argument).strip()[:1] for argument in arguments)
     return tuple(_STAND_IN if first not in ("", "(") else first for first in firsts)
-
-
-def _is_name(token: str) -> bool:
-    return token[0].isalpha() or token[0] == "_"
 
 
 def _ends(shape: _Shape | None, first: str, alone: bool) -> Frames | bool:

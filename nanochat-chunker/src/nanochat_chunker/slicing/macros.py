@@ -55,6 +55,11 @@ def parse_define(text: str) -> Macro | None:
     return Macro(name, tuple(names), body)
 
 
+def is_name(token: str) -> bool:
+    """Whether a token may be the name of a macro."""
+    return token[0].isalpha() or token[0] == "_"
+
+
 class Table(dict[str, Macro | None]):
     """The macro that each token is, or None, for a lookup whose answers do not change."""
 
@@ -63,7 +68,7 @@ class Table(dict[str, Macro | None]):
         self._lookup = lookup
 
     def __missing__(self, token: str) -> Macro | None:
-        found = self._lookup(token) if token[0].isalpha() or token[0] == "_" else None
+        found = self._lookup(token) if is_name(token) else None
         self[token] = found
         return found
 
