@@ -2,6 +2,7 @@
 
 import re
 
+_AFTER_BODY = re.compile(r"\s*(?:catch\b|,)")
 _STRUCTURE = re.compile(r"[{}()\[\];]")
 
 
@@ -12,9 +13,59 @@ class Brackets:
     """
 
     def __init__(self, clean: str) -> None:
+        self._clean = clean
         self.at = [found.start() for found in _STRUCTURE.finditer(clean)]
         self.kind = "".join([clean[position] for position in self.at])
         self.partner = _partners(self.kind)
+
+    def after_class(self, close: int, stop: int) -> tuple[int, int]:
+        """The index after a class and its `;`, and where it ends; `close` is its closing brace."""
+        at, kind, partner = self.at, self.kind, self.partner
+        i = close + 1
+        while i < stop:
+            if kind[i] == ";":
+                return i + 1, at[i] + 1
+            if kind[i] in "([{" and partner[i] >= 0:
+                between = self._clean[at[close] + 1 : at[i]]
+                if (
+                    kind[i] == "{"
+                    and "=" not in between
+                    and not re.fullmatch(r"\s*\w*\s*", between)
+                ):
+                    break
+                i = partner[i] + 1
+                continue
+            break
+        return close + 1, at[close] + 1
+
+    def after_function(self, close: int, stop: int) -> tuple[int, int]:
+        """The index after a function and its handlers, and where it ends; `close` as before."""
+        at, kind, partner = self.at, self.kind, self.partner
+        finish = at[close] + 1
+        i = close + 1
+        while True:
+            more = _AFTER_BODY.match(self._clean, finish)
+            if more is None or "catch" not in more.group():
+                return i, finish
+            opening = i
+            while opening < stop and kind[opening] != "{":
+                skip = kind[opening] == "(" and partner[opening] > 0
+                opening = partner[opening] + 1 if skip else opening + 1
+            if opening >= stop or partner[opening] < 0:
+                return i, finish
+            finish = at[partner[opening]] + 1
+            i = partner[opening] + 1
+
+    def behind(self, i: int, end: int) -> int:
+        """The index of the first one at `end` or behind; -1 where a pair from `i` on is torn."""
+        at, kind, partner = self.at, self.kind, self.partner
+        while i < len(at) and at[i] < end:
+            if kind[i] != ";":
+                if partner[i] < i or at[partner[i]] >= end:
+                    return -1
+                i = partner[i]
+            i += 1
+        return i
 
 
 def _partners(kinds: str) -> list[int]:

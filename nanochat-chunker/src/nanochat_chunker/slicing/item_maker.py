@@ -1,5 +1,7 @@
 """Making an item of what a stretch of code declares: its names, its comment, its parts."""
 
+from dataclasses import replace
+
 from nanochat_chunker.slicing.declarations import Declared
 from nanochat_chunker.slicing.items import Item, Scope
 from nanochat_chunker.slicing.names import names_in
@@ -42,7 +44,7 @@ class ItemMaker:
         else:
             uses = names_in(clean[begin:end])
         flags = frozenset(declared.flags)
-        if any(frame.opener == "namespace" for frame in scope):
+        if _is_unnamed(scope):
             flags |= {"local"}
         return Item(
             kind,
@@ -58,6 +60,18 @@ class ItemMaker:
             tuple(members or ()),
             flags,
         )
+
+    def again(self, item: Item, previous: int, scope: Scope) -> Item | None:
+        """An item whose code is as it was, after what comes before it now; None if unknown."""
+        flags = item.flags
+        if scope != item.scope and _is_unnamed(scope) != _is_unnamed(item.scope):
+            if "local" in flags:  # static, or of the unnamed namespace: nobody remembers
+                return None
+            flags |= {"local"}
+        start = self._comment(previous, item.begin)
+        if start == item.start and scope == item.scope:
+            return item
+        return replace(item, start=start, scope=scope, flags=flags)
 
     def _code_end(self, begin: int, tail: int) -> int:
         """Where a function's head ends, before comments, `try` and blanks."""
@@ -92,6 +106,10 @@ class ItemMaker:
                 continue
             break
         return line if line < first else begin
+
+
+def _is_unnamed(scope: Scope) -> bool:
+    return any(frame.opener == "namespace" for frame in scope)
 
 
 def _used(code: str) -> tuple[str, ...]:

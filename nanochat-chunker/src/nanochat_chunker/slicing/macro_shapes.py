@@ -5,7 +5,15 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.items import Frame
-from nanochat_chunker.slicing.macros import Lookup, Table, arguments_at, expand, is_name, tokens_of
+from nanochat_chunker.slicing.macros import (
+    Lookup,
+    Macro,
+    Table,
+    arguments_at,
+    expand,
+    is_name,
+    tokens_of,
+)
 from nanochat_chunker.slicing.names import KEYWORDS
 
 CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*$")
@@ -24,11 +32,13 @@ Frames = list[Frame | None]
 class Guess(NamedTuple):
     """What was taken for granted of a name that is no known macro.
 
-    `kinds` are the arguments of its call by what they begin with, or None where only the text
-    tells; `names` the names in them. `first` is the character after the call, `alone` whether the
-    line ends there. `result` is what `call` or `bare` said.
+    `how` it stands: alone on its line, called, or in a declaration. `result` is what `bare` or
+    `call` said. `kinds` are the arguments of its call by what they begin with, or None where only
+    the text tells; `names` the names in them. `first` is the character after the call, `alone`
+    whether the line ends there.
     """
 
+    name: str
     how: str  # bare, call or declared
     result: str | bool | None
     kinds: tuple[str, ...] | None = None
@@ -37,7 +47,7 @@ class Guess(NamedTuple):
     alone: bool = False
 
 
-Guesses = dict[str, set[Guess]]  # by name
+Guesses = dict[Guess, set[int]]  # with the places in the text
 
 
 class _Shape(NamedTuple):
@@ -56,13 +66,26 @@ class MacroShapes:
         self._macros = Table(lookup)
         self._standing: dict[tuple[str, ...], _Shape | None] = {}
 
-    def bare(self, word: str) -> Frames | str | None:
+    def macro(self, name: str) -> Macro | None:
+        """What a name is defined as."""
+        return self._macros[name]
+
+    def is_function(self, name: str) -> bool:
+        """Whether a name is a macro with parameters."""
+        macro = self._macros[name]
+        return macro is not None and macro.params is not None
+
+    def asked(self) -> tuple[str, ...]:
+        """The names that it mattered for whether they are macros."""
+        return tuple(filter(is_name, self._macros))
+
+    def bare(self, word: str, at: int) -> Frames | str | None:
         """What a word alone on its line is: scopes, "drop", "call", or None for no macro."""
         macro = self._macros[word]
         if macro is None:
             if word.isupper() and len(word) > 3 and "_" in word:
                 result = "drop" if _SCOPE_NAME.search(word) else None
-                self.guesses[word].add(Guess("bare", result))
+                self.guesses[Guess(word, "bare", result)].add(at)
                 return result
             return None
         if macro.params is not None:
@@ -93,25 +116,26 @@ class MacroShapes:
         few = arguments is not None and len(words) <= _MAX_NAMES
         kinds = _kinds(arguments) if arguments is not None and few else None
         names = tuple(words) if few else ()
-        self.guesses[name].add(Guess("call", result, kinds, names, first, alone))
+        self.guesses[Guess(name, "call", result, kinds, names, first, alone)].add(end - 1)
         return result
 
-    def guess_declared(self, name: str) -> None:
+    def guess_declared(self, name: str, at: int) -> None:
         """Notes that `NAME(...);` was taken for a declaration."""
-        self.guesses[name].add(Guess("declared", None))
+        self.guesses[Guess(name, "declared", None)].add(at)
 
-    def holds(self, name: str, guess: Guess) -> bool:
+    def holds(self, guess: Guess) -> bool:
         """Whether a guess at a name is right by these macros."""
+        name = guess.name
         macro = self._macros[name]
         if macro is None:
             return True
         if guess.how == "bare":
-            return self.bare(name) == guess.result
+            return self.bare(name, 0) == guess.result
         if guess.how == "declared":
             return macro.params is None
         shape = None
         if macro.params is not None:
-            if guess.kinds is None or any(self._is_called(word) for word in guess.names):
+            if guess.kinds is None or any(map(self.is_function, guess.names)):
                 return False
             shape = self._stands(name, guess.kinds)
             if shape is None:
@@ -123,7 +147,7 @@ class MacroShapes:
         call, arguments = self._arguments(name, end)
         shape = None
         if arguments is not None and not any(
-            self._is_called(token) for each in arguments for token in each if is_name(token)
+            self.is_function(token) for each in arguments for token in each
         ):
             shape = self._stands(name, _kinds(arguments))
         return shape or _shape_of(expand(call, self._macros))
@@ -144,11 +168,6 @@ class MacroShapes:
             depends = isinstance(shape.what, list) or text.endswith((_STAND_IN, f"{_STAND_IN})"))
             self._standing[key] = None if depends else shape
         return self._standing[key]
-
-    def _is_called(self, word: str) -> bool:
-        """Whether an argument is, for a list of macros, what is called for each."""
-        macro = self._macros[word]
-        return macro is not None and macro.params is not None
 
 
 def _kinds(arguments: list[list[str]]) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ class FileIndex:
     cuts: tuple[tuple[int, int], ...] = ()  # spans that the configuration leaves out
     events: tuple[Event, ...] = ()  # the directives of the configuration
     # At names that may be macros of other files.
-    guesses: tuple[tuple[str, tuple[Guess, ...]], ...] = ()
+    guesses: tuple[tuple[Guess, tuple[int, ...]], ...] = ()  # and their places
+    asked: tuple[str, ...] = ()  # names for which it mattered that they are no other macros
     off: tuple[str, ...] = ()  # quoted includes that the configuration leaves out
     fragment: bool = False  # holds statements outside of functions: part of another file
     once: bool = False  # is read once by a compiler

@@ -5,22 +5,24 @@ tell what they are. That survives the macros that a grammar stumbles over.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nanochat_chunker.slicing import declarations
 from nanochat_chunker.slicing.brackets import Brackets
 from nanochat_chunker.slicing.declarations import Declared, Head
+from nanochat_chunker.slicing.initialisers import initialisers_at
 from nanochat_chunker.slicing.item_maker import ItemMaker
 from nanochat_chunker.slicing.items import Frame, Item, Scope
 from nanochat_chunker.slicing.macro_shapes import CALL, Guesses, MacroShapes
 from nanochat_chunker.slicing.macro_words import is_macro_word
 from nanochat_chunker.slicing.macros import Lookup
+from nanochat_chunker.slicing.unchanged import Earlier, Unchanged
 
 _SPACES = re.compile(r"\s*")
 _ACCESS = re.compile(r"\s*(?:(?:public|protected|private|signals|Q_SIGNALS)(?:\s+\w+)?\s*:(?!:))")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _BARE = re.compile(r"([A-Za-z_]\w*)[ \t]*(?=\n|\Z)")
-_AFTER_BODY = re.compile(r"\s*(?:catch\b|,)")
 _SCOPED_ENUM = re.compile(r"\benum\s+(?:class|struct)\b")
 _INITIALISED = (")", "}", "...")  # ends of initialisers; what follows one is a body
 _NAME_IN_PARENTHESES = re.compile(r"\(\s*([A-Za-z_]\w*)\s*\)\s*\(")
@@ -30,31 +32,48 @@ _MAX_DEPTH = 24  # classes within classes; deeper ones are taken whole
 
 @dataclass
 class Parsed:
-    """`guesses` are at names in the place of macros that the file does not define itself."""
+    """`guesses` are at names in the place of macros that the file does not define itself.
+
+    `asked` are the names that it mattered for whether they are macros; `kept` tells where items
+    begin and end that were taken over.
+    """
 
     items: list[Item] = field(default_factory=list)
     guesses: Guesses = field(default_factory=dict)
     scopes: list[tuple[int, Scope]] = field(default_factory=list)  # from a position on
+    asked: tuple[str, ...] = ()
+    kept: dict[int, int] = field(default_factory=dict)
 
 
-def parse(text: str, clean: str, lookup: Lookup) -> Parsed:
-    """The items of a file, those of namespaces flattened. `lookup` gives the macros known."""
-    file = _File(text, clean, lookup)
-    file.parsed.items = _Run(file, 0, len(file.brackets.at), 0, len(clean), None, 0).items()
-    file.parsed.guesses = file.shapes.guesses
-    return file.parsed
+def parse(text: str, clean: str, lookup: Lookup, earlier: Earlier | None = None) -> Parsed:
+    """The items of a file, those of namespaces flattened. `lookup` gives the macros known.
+
+    Items of an earlier index that would come out the same are taken over.
+    """
+    file = _File(text, clean, lookup, earlier)
+    old = file.unchanged.items() if file.unchanged is not None else {}
+    parsed = file.parsed
+    parsed.items = _Run(file, 0, len(file.brackets.at), 0, len(clean), None, 0, old).items()
+    parsed.guesses = file.shapes.guesses
+    parsed.asked = file.shapes.asked()
+    if file.unchanged is not None:
+        for guess, place in file.unchanged.guesses(parsed.kept):
+            parsed.guesses[guess].add(place)
+    return parsed
 
 
 class _File:
     """What all runs over one file share."""
 
-    def __init__(self, text: str, clean: str, lookup: Lookup) -> None:
+    def __init__(self, text: str, clean: str, lookup: Lookup, earlier: Earlier | None) -> None:
         self.clean = clean
-        self.lookup = lookup
         self.parsed = Parsed()
         self.brackets = Brackets(clean)
         self.maker = ItemMaker(text, clean)
         self.shapes = MacroShapes(lookup, clean)
+        self.unchanged = (
+            Unchanged(earlier, self.shapes, self.brackets) if earlier is not None else None
+        )
 
 
 class _Run:
@@ -65,9 +84,18 @@ class _Run:
     """
 
     def __init__(
-        self, file: _File, i: int, stop: int, start: int, end: int, owner: str | None, depth: int
+        self,
+        file: _File,
+        i: int,
+        stop: int,
+        start: int,
+        end: int,
+        owner: str | None,
+        depth: int,
+        old: Mapping[int, Item],
     ) -> None:
         self._file = file
+        self._old = old  # items of an earlier index by where they begin
         self._clean = file.clean
         brackets = file.brackets
         self._at, self._kind, self._partner = brackets.at, brackets.kind, brackets.partner
@@ -82,11 +110,13 @@ class _Run:
 
     def items(self) -> list[Item]:
         """All of them, in order."""
-        at, kind, stop = self._at, self._kind, self._stop
+        at, kind, stop, old = self._at, self._kind, self._stop, self._old
         while self._i < stop:
             char, position = kind[self._i], at[self._i]
             if not self._collapsed and self._begin == self._seen:
                 self._leading(position)
+                if self._begin in old and self._keep(old[self._begin]):
+                    continue
             if char == "(" or char == "[":
                 self._parenthesis(char, position)
             elif char == ";":
@@ -122,6 +152,23 @@ class _Run:
         self._items.append(item)
         self._reset(stop_at)
 
+    def _keep(self, item: Item) -> bool:
+        """Takes over an item of an earlier index that begins here, if it stays as it is."""
+        file = self._file
+        if file.unchanged is None or not file.unchanged.stays(item):
+            return False
+        if self._bare or self._clean[item.start : item.begin].strip():
+            return False  # macros before it belong to it
+        behind = file.brackets.behind(self._i, item.end)
+        again = file.maker.again(item, self._previous, self._scope)
+        if behind < 0 or again is None:
+            return False
+        self._items.append(again)
+        file.parsed.kept[again.begin] = again.end
+        self._i = behind
+        self._reset(again.end)
+        return True
+
     def _rescope(self, position: int) -> None:
         self._scope = tuple(self._frames)
         if self._owner is None:
@@ -154,7 +201,7 @@ class _Run:
             self._begin = self._seen = _after_spaces(clean, self._begin)
         while self._begin < position:
             bare = _BARE.match(clean, self._begin, position)
-            what = self._file.shapes.bare(bare[1]) if bare is not None else None
+            what = self._file.shapes.bare(bare[1], bare.start()) if bare is not None else None
             if bare is None or what is None:
                 break
             if isinstance(what, list):
@@ -195,7 +242,7 @@ class _Run:
         before = _LAST_WORD.search(clean, max(self._begin, position - 80), position)
         if before is None or is_macro_word(before[1]):
             return ""
-        macro = self._file.lookup(before[1])
+        macro = self._file.shapes.macro(before[1])
         return found[1] if macro is None or macro.params is None else ""
 
     def _semicolon(self, position: int) -> None:
@@ -255,10 +302,8 @@ class _Run:
         name = declared.names[0] if declared.names else ""
         members: list[Item] = []
         if declared.kind == "class" and self._depth < _MAX_DEPTH:
-            members = _Run(
-                self._file, self._i + 1, close, position + 1, closing, name, self._depth + 1
-            ).items()
-        self._i, finish = self._after_class(close)
+            members = self._members(name, position, close).items()
+        self._i, finish = self._file.brackets.after_class(close, self._stop)
         after = clean[closing + 1 : max(closing + 1, finish - 1)]
         extra = declarations.declarators(after) if after.strip() else ()
         flags = declarations.flags_of(parts)
@@ -272,12 +317,21 @@ class _Run:
             flags = (*flags, "object")
         self._add(Declared(declared.kind, names, declared.owner, flags), finish, position, members)
 
+    def _members(self, name: str, position: int, close: int) -> "_Run":
+        file = self._file
+        old: Mapping[int, Item] = {}
+        if file.unchanged is not None:
+            old = file.unchanged.members(self._old.get(self._begin), position)
+        return _Run(
+            file, self._i + 1, close, position + 1, self._at[close], name, self._depth + 1, old
+        )
+
     def _function(
         self, function: Declared, head: str, parts: Head, position: int, close: int
     ) -> None:
         closing = self._at[close]
         if self._initialised < 0:
-            self._initialised = self._initialisers(self._begin, position)
+            self._initialised = initialisers_at(self._clean, self._begin, position)
         before = self._clean[self._begin : position].rstrip()
         if (
             self._initialised >= 0 and not before.endswith(_INITIALISED)
@@ -287,7 +341,7 @@ class _Run:
             self._i = close + 1
             return
         tail = self._initialised if self._initialised >= 0 else position
-        finish = self._after_function(close)
+        self._i, finish = self._file.brackets.after_function(close, self._stop)
         called = len(self._collapsed) == 3 and CALL.match(self._collapsed[0])
         if called and self._owner is None and "@" not in parts.plain and (
             function.names[0] != "main"
@@ -297,23 +351,6 @@ class _Run:
             self._add(
                 function._replace(flags=function.flags + declarations.flags_of(parts)), finish, tail
             )
-
-    def _after_function(self, close: int) -> int:
-        """Where a function ends, with the handlers of a function-try-block."""
-        at, kind, partner, stop = self._at, self._kind, self._partner, self._stop
-        finish = at[close] + 1
-        self._i = close + 1
-        while True:
-            more = _AFTER_BODY.match(self._clean, finish)
-            if more is None or "catch" not in more.group():
-                return finish
-            while self._i < stop and kind[self._i] != "{":
-                skip = kind[self._i] == "(" and partner[self._i] > 0
-                self._i = partner[self._i] + 1 if skip else self._i + 1
-            if self._i >= stop or partner[self._i] < 0:
-                return finish
-            finish = at[partner[self._i]] + 1
-            self._i = partner[self._i] + 1
 
     def _other_braces(self, head: str, close: int) -> None:
         """`int x{3};`, or a block that belongs to a macro."""
@@ -328,7 +365,7 @@ class _Run:
         raw = self._clean[begin:position] if "(" in head else head
         if self._owner is None and declarations.is_statement(head):
             word = _IDENTIFIER.match(head)
-            if word is None or (self._file.lookup(word[0]) is None and not word[0].isupper()):
+            if word is None or (self._file.shapes.macro(word[0]) is None and not word[0].isupper()):
                 return Declared("statement", ())
         declared = declarations.simple(head, raw)
         if (
@@ -343,54 +380,12 @@ class _Run:
                 return Declared("call", ())
         if declared.kind == "prototype" and not declared.owner and self._owner is None:
             # `EXPORT DECLARE(x);`
-            macro = self._file.lookup(declared.names[0])
+            macro = self._file.shapes.macro(declared.names[0])
             if macro is not None and macro.params is not None:
                 return Declared("call", ())
             if macro is None and declared.names[0].isupper():
-                self._file.shapes.guess_declared(declared.names[0])
+                self._file.shapes.guess_declared(declared.names[0], position)
         return declared
-
-    def _after_class(self, close: int) -> tuple[int, int]:
-        """The index after a class body's `;`, and where it ends."""
-        at, kind, partner = self._at, self._kind, self._partner
-        i, stop = close + 1, self._stop
-        while i < stop:
-            if kind[i] == ";":
-                return i + 1, at[i] + 1
-            if kind[i] in "([{" and partner[i] >= 0:
-                between = self._clean[at[close] + 1 : at[i]]
-                if (
-                    kind[i] == "{"
-                    and "=" not in between
-                    and not re.fullmatch(r"\s*\w*\s*", between)
-                ):
-                    break
-                i = partner[i] + 1
-                continue
-            break
-        return close + 1, at[close] + 1
-
-    def _initialisers(self, begin: int, position: int) -> int:
-        """Where `: a(1), b(2)` begins in a constructor's head that ends at `position`, or -1."""
-        clean = self._clean
-        segment = clean[begin:position]
-        if ":" not in segment:
-            return -1
-        for found in re.finditer(
-            r"\)\s*(?:noexcept\s*(?:\([^()]*\))?\s*|try\s*)*(:)(?!:)", segment
-        ):
-            place = begin + found.start(1)
-            # Outside of parentheses: count is cheap, heads are short.
-            before = clean[begin:place]
-            if before.count("(") == before.count(")"):
-                return place
-        last = re.search(r"\)[\w\s()]*[^:]:(?!:)", segment)
-        if last is not None:
-            place = begin + last.end() - 1
-            before = clean[begin:place]
-            if before.count("(") == before.count(")") and "?" not in before:
-                return place
-        return -1
 
 
 def _after_spaces(code: str, position: int) -> int:

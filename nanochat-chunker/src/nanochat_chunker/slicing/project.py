@@ -46,7 +46,7 @@ class Configured:
         told: Told | None = None,
     ) -> None:
         self.files = {file.path: file for file in sorted(files, key=lambda file: file.path)}
-        self.rebuilt = 0
+        self._rebuilt: set[str] = set()
         self._read_text = read_text
         self._texts: dict[str, str] = {}
         self._text_size = 0
@@ -275,9 +275,8 @@ class Configured:
     def _guessed_right(self, file: FileIndex) -> bool:
         """Whether macros of other files leave items to begin and end where they did."""
         seen = self._seen
-        guesses = [each for each in file.guesses if self._ever(each[0], seen) is not None]
         shapes = MacroShapes(lambda name: self._ever(name, seen))
-        return all(shapes.holds(name, guess) for name, found in guesses for guess in found)
+        return all(shapes.holds(guess) for guess, _ in file.guesses)
 
     def _ever(self, name: str, seen: int) -> Macro | None:
         """The last definition of `name` in the files of `seen`, undefined again or not."""
@@ -297,9 +296,15 @@ class Configured:
                     return macro
             return None
 
-        self.rebuilt += 1
-        file = build(path, self._read_text(path), known, lambda name: self._ever(name, seen),
-                     self._told.left_out.get(path))  # fmt: skip
+        file = build(
+            path,
+            self._read_text(path),
+            known,
+            lambda name: self._ever(name, seen),
+            self._told.left_out.get(path),
+            self.files[path] if path not in self._rebuilt else None,
+        )
+        self._rebuilt.add(path)
         self.files[path] = file
         return file
 
