@@ -493,3 +493,8 @@ def test_a_project_that_is_done_with_leaves_nothing_to_the_cycle_collector():
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def test_a_destructor_with_no_blank_before_it_is_one():
+    [item] = index_file("a.h", "struct A { virtual~A(); A(int); };\n").items
+    assert [member.names for member in item.members] == [("~A",), ("A",)]

@@ -23,7 +23,8 @@ _ATTRIBUTE = re.compile(
     r"|\bdecltype\s*\(\)|\bnoexcept\s*\(\)|\b__extension__\b|\bthrow\s*\(\)|\b_Pragma\s*\(\)"
 )
 _FUNCTION = re.compile(
-    r"(?<!\w)((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))\s*\(\)"
+    r"(?:\b|(?=[~:]))((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))"
+    r"\s*\(\)"
 )
 _CLASS = re.compile(r"\b(class|struct|union|enum)\b(?:\s+(?:class|struct)\b)?")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")

@@ -13,9 +13,7 @@ from nanochat_chunker.slicing.parsing import Parsed, parse
 from nanochat_chunker.slicing.preprocess import Event, is_c, predefined_for, preprocess
 from nanochat_chunker.slicing.unchanged import Earlier
 
-_OBJECTIVE_C = re.compile(
-    r"^[ \t]*@(?:interface|implementation|protocol|class|import)\b", re.MULTILINE
-)
+_OBJECTIVE_C = re.compile(r"@(?:interface|implementation|protocol|class|import)\b")
 
 
 def build(
@@ -33,7 +31,7 @@ def build(
     `left_out` are the spans that a compiler skips, where one was asked. `old` is the index that
     was made when nothing of all that was known; the new one is the same with it as without.
     """
-    if "@" in text and _OBJECTIVE_C.search(text):
+    if "@" in text and _is_objective_c(text):
         return FileIndex(path, len(text), skipped="objective_c")
     prepared = preprocess(path, text, known, left_out)
     lookup = _macros(path, prepared.events, shapes)
@@ -53,6 +51,15 @@ def build(
         once=bool(prepared.guard) or prepared.pragma_once,
         guard=prepared.guard,
     )
+
+
+def _is_objective_c(text: str) -> bool:
+    """Whether a line begins with a directive of Objective-C."""
+    for found in _OBJECTIVE_C.finditer(text):
+        at = found.start()
+        if not text[text.rfind("\n", 0, at) + 1 : at].strip(" \t"):
+            return True
+    return False
 
 
 def _macros(path: str, events: Iterable[Event], others: Lookup | None = None) -> Lookup:
