@@ -76,7 +76,8 @@ class Preamble:
 
     def _of_seen(self, seen: int) -> tuple[str, str]:
         if self._asked is None:
-            self._asked = [self._read(path) for path in self._project.files]
+            asked = map(self._read, self._project.files)
+            self._asked = [each for each in asked if each.platform or each.headers or each.hides]
         asked = [each for each in self._asked if seen >> each.bit & 1]
         macros = sorted(frozenset().union(*(each.platform for each in asked)))
         headers: list[str] = []
