@@ -75,8 +75,8 @@ class ExternalIncludes:
             ]
         code = _Code(pieces)
         for (target, angle), files in self._others.items():
-            if files & of_roots or (
-                files & around and self._needs(target, angle, bool(files & own), code)
+            if files & around and (
+                files & of_roots or self._needs(target, angle, bool(files & own), code)
             ):
                 lines.append(f"#include <{target}>\n" if angle else f'#include "{target}"\n')
         return [*dict.fromkeys(lines), "\n"] if lines else []

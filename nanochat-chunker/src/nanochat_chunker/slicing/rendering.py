@@ -46,7 +46,7 @@ class Renderer:
         in_c = bool(root_paths) and all(map(is_c, root_paths))
         scope: Scope = ()
         defined: set[str] = set()
-        opened = {""}  # namespaces
+        opened: set[str] = set()  # namespaces
         pieces: list[Piece] = []
         included: list[str | None] = []  # files of the project
         last = -2
@@ -64,7 +64,7 @@ class Renderer:
             elif (here := () if in_c else item.scope) != scope:
                 _switch(out, scope, here)
                 scope = here
-                opened.update(_prefixes(graph.qualifiers[i]))
+                opened.add(graph.qualifiers[i])
             elif i != last + 1 and out:
                 out.append("\n")
             if kind in ("namespace", "directive"):
@@ -80,11 +80,11 @@ class Renderer:
             last = i
         _switch(out, scope, ())
         if own:
-            before = self._preamble.of(own, included)
+            before = [self._preamble.of(own, included)]
         else:
             paths = dict.fromkeys(map(graph.paths.__getitem__, ids))
-            before = "".join(self._includes.of(paths, root_paths, pieces))
-        return before + "".join(out)
+            before = self._includes.of(paths, root_paths, pieces)
+        return "".join([*before, *out])
 
     def _declare_namespace(self, i: int, opened: set[str]) -> str:
         """The namespace that an alias or a directive names, where nothing of it came before."""
@@ -94,9 +94,11 @@ class Renderer:
             if item.kind == "namespace" and name in item.names[:1]:
                 continue
             target = graph.lookup.namespace_named(name, graph.qualifiers[i])
-            if not target or target in opened or graph.qualifiers[i] or target == "std":
+            if not target or graph.qualifiers[i] or target == "std":
                 continue
-            opened.update(_prefixes(target))
+            if any(f"{other}::".startswith(f"{target}::") for other in opened):
+                continue
+            opened.add(target)
             parts = target.split("::")
             opening = " ".join(f"namespace {part} {{" for part in parts)
             return f"{opening} {'}' * len(parts)}\n"
@@ -128,12 +130,6 @@ class Renderer:
 def paths_of(graph: Graph, level: Mapping[int, int]) -> tuple[str, ...]:
     """The files that gave items, in order of appearance."""
     return tuple(dict.fromkeys(map(graph.paths.__getitem__, level)))
-
-
-def _prefixes(qualifier: str) -> Iterable[str]:
-    while qualifier:
-        yield qualifier
-        qualifier = qualifier.rpartition("::")[0]
 
 
 def _switch(out: list[str], old: Scope, new: Scope) -> None:

@@ -140,6 +140,8 @@ _BLANKED = bytes(  # what may stand between words of UTF-8
 
 def headers_of(word: str) -> list[str]:
     """The headers of the standard library that a word speaks for, the likeliest first."""
+    if word not in _KNOWN:
+        return []
     return [
         header
         for words in (_WORDS, _SOME_WORDS)
@@ -156,7 +158,7 @@ def headers_of_cpp() -> list[str]:
 def words_of(text: str) -> int:
     """The words of a text that speak for a header of the standard library, as a set of bits."""
     # Far faster than a regular expression for words: most of what a document is, is asked.
-    return _bits(_BIT.keys() & text.encode().translate(_BLANKED).split())
+    return _bits(_BIT.keys() & text.encode(errors="replace").translate(_BLANKED).split())
 
 
 def may_need(words: int, header: str) -> bool:
