@@ -40,6 +40,7 @@ def main() -> None:
         start = time.process_time()
         settings = SliceOptions(options.budget * 4, project=short(name))
         count = sum(1 for _ in slice_project(indexes, texts.__getitem__, settings, measure))
+        del indexes
         gc.collect()  # as a worker does from project to project
         sliced = time.process_time() - start
         total["documents"] += count
@@ -51,7 +52,7 @@ def main() -> None:
             f"  {count} documents",
             flush=True,
         )
-        del texts, indexes
+        del texts
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parse, whole = total["parse"], total["index"] + total["slice"]
     size = total["bytes"] / 1e6

@@ -1,3 +1,4 @@
+import gc
 import random
 import shutil
 import subprocess
@@ -474,3 +475,21 @@ def test_documents_of_a_file_do_not_depend_on_the_files_before():
     assert made[0] == made[1]
     assert len(made[0]["a.cc"]) > 1
     assert len(made[0]["b.cc"]) > 1
+
+
+def test_a_project_that_is_done_with_leaves_nothing_to_the_cycle_collector():
+    # Workers look for cycles rarely, and hold millions of objects.
+    pastes = (
+        "#define JOIN(a, ...) a##__VA_ARGS__\n#define MAKE(n) int JOIN(n, (_f)) { return n; }\n"
+        "enum { one_f, two_f };\ntemplate <class T> struct S {};\ntemplate <> struct S<int> {};\n"
+        "S<int> operator+(S<int>, S<int>);\nint get() { return JOIN(one, _f) + JOIN(two, _f); }\n"
+    )
+    files = {**PROJECT, "pastes.cc": pastes}
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(slices(files)) > 3
+        assert len(slices(files, budget=200)) > 3
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

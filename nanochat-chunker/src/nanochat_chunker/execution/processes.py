@@ -260,7 +260,7 @@ def collect_rarely() -> None:
 
     To look for cycles as often as Python does by itself takes an eighth of slicing's time.
     """
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(2_000_000, 10, 10)
 
 
 def _end_with_parent() -> None:

@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from nanochat_chunker.slicing.closure import Detail
-from nanochat_chunker.slicing.graph import Graph, View
+from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.items import DECLARED, FULL
-from nanochat_chunker.slicing.parts import Follower, Part
+from nanochat_chunker.slicing.parts import Follower, Part, View
 from nanochat_chunker.slicing.rendering import Renderer
 
 LEAN = Detail("what clang asks for", 0, DECLARED)
@@ -69,7 +69,7 @@ class LeanGraph:
         self._graph = graph
         self._renderer = renderer
         self._parts: dict[tuple[int, bool], Part] = {}
-        self._followers: dict[int, list[Follower]] | None = None
+        self._followers: Mapping[int, Sequence[Follower]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._graph, name)
@@ -98,13 +98,15 @@ class LeanGraph:
             found = self._parts[i, full] = Part(len(text), frozenset(needs))
         return found
 
-    def followers(self, i: int) -> Sequence[Follower]:
+    @property
+    def followers(self) -> Mapping[int, Sequence[Follower]]:
         if self._followers is None:
-            self._followers = Graph.find_followers(cast(Graph, self))
-        return self._followers.get(i, ()) if self._graph.items[i].kind != "forward" else ()
+            found, items = Graph.find_followers(cast(Graph, self)), self._graph.items
+            self._followers = {i: each for i, each in found.items() if items[i].kind != "forward"}
+        return self._followers
 
     def view(self, path: str) -> View:
-        return View(cast(Graph, self), self._graph.project.context(path))
+        return View(self.followers, self._graph.bits, self._graph.project.context(path))
 
     def _forward(self, i: int, j: int) -> int:
         """A forward declaration before `i` of the class at `j`, or the class."""

@@ -96,7 +96,7 @@ class Closure:
             return
         self._view = graph.view_of(self._view.seen | files)
         for i in list(self.level):
-            for follower in graph.followers(i):
+            for follower in graph.followers.get(i, ()):
                 if new >> graph.bits[follower.item] & 1:
                     self._offer(follower)
 

@@ -15,15 +15,25 @@ _OPERATOR = re.compile(
     r"|[-+*/%^&|~!=<>,]+|[A-Za-z_:][^()]*?)\s*(?=\(\))"
 )
 _OPERATOR_NAME = re.compile(r"operator@(\d+)@")
+_MAY_BE_ATTRIBUTE = re.compile(
+    r"\[\]|alignas|__attribute__|__declspec|explicit|decltype|noexcept|__extension__|throw|_Pragma"
+)
 _ATTRIBUTE = re.compile(
     r"\[\]|\balignas\s*\(\)|\b__attribute__\s*\(\)|\b__declspec\s*\(\)|\bexplicit\s*\(\)"
     r"|\bdecltype\s*\(\)|\bnoexcept\s*\(\)|\b__extension__\b|\bthrow\s*\(\)|\b_Pragma\s*\(\)"
 )
 _FUNCTION = re.compile(
-    r"((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))\s*\(\)"
+    r"(?<!\w)((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))\s*\(\)"
 )
 _CLASS = re.compile(r"\b(class|struct|union|enum)\b(?:\s+(?:class|struct)\b)?")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_LAST_WORD = re.compile(r"([A-Za-z_]\w*)$")
+_LAST_FUNCTION = re.compile(r"([A-Za-z_]\w*)\s*\(\)\s*$")
+_WORD_AND_ANGLE = re.compile(r"\b([A-Za-z_]\w*)\s*<")
+_SPACES = re.compile(r"\s+")
+_COLON = re.compile(r"(?<!:):(?!:)")
+_INITIALISER = re.compile(r"\[\]|=.*|\{.*|:\s*\d+\s*$", re.DOTALL)
+_MEMBER = re.compile(r"((?:[A-Za-z_]\w*\s*::\s*)+)[A-Za-z_]\w*\s*(?:\[\]\s*|\(\)\s*)*$")
 _CHAIN = re.compile(r"[A-Za-z_]\w*(?:\s*::\s*[A-Za-z_]\w*)*")
 _ASSIGN = re.compile(r"(?<![=!<>+\-*/%&|^])=(?!=)")
 _CONSTANT = re.compile(r"\b(?:constexpr|consteval)\b")
@@ -96,7 +106,7 @@ def simplify(head: str) -> Head:
             if shorter == head:
                 break
             head = shorter
-    if "[" in head or "(" in head or "__extension__" in head:
+    if _MAY_BE_ATTRIBUTE.search(head) is not None:  # the quicker search
         head = _ATTRIBUTE.sub(" ", head)
     return Head(head, tuple(operators), is_template, is_special)
 
@@ -123,7 +133,7 @@ def namespace_of(head: str) -> tuple[str, str] | None:
         if found is not None:
             inline, rest = found.groups()
             names = _CHAIN.findall(_ATTRIBUTE.sub(" ", rest).replace(" inline ", ""))
-            name = re.sub(r"\s+", "", names[-1]) if names else ""
+            name = _SPACES.sub("", names[-1]) if names else ""
             opener = f"{'inline ' if inline else ''}namespace {name}".strip()
             return opener, "" if inline else name
     if "extern" in head and _EXTERN_C.search(head):
@@ -142,7 +152,7 @@ def class_of(head: Head) -> Declared | None:
     if key is None:
         return None
     rest = head.plain[key.end() :]
-    colon = re.search(r"(?<!:):(?!:)", rest)
+    colon = _COLON.search(rest)
     if colon is not None:
         rest = rest[: colon.start()]
     if "()" in rest:
@@ -151,7 +161,7 @@ def class_of(head: Head) -> Declared | None:
         if "()" in rest:
             return None
     kind = "enum" if key[1] == "enum" else "class"
-    chains = [re.sub(r"\s+", "", chain) for chain in _CHAIN.findall(rest)]
+    chains = [_SPACES.sub("", chain) for chain in _CHAIN.findall(rest)]
     chains = [chain for chain in chains if chain not in ("final", "typename", "sealed")]
     if not chains:
         return Declared(kind, ())
@@ -218,7 +228,7 @@ def simple(head: str, raw: str) -> Declared:
     if text.startswith("using"):
         rest = text[5:].strip()
         if rest.startswith("namespace"):
-            return Declared("directive", (re.sub(r"\s+", "", rest[9:]),))
+            return Declared("directive", (_SPACES.sub("", rest[9:]),))
         equal = rest.find("=")
         if equal >= 0:
             found = _IDENTIFIER.match(rest)
@@ -301,7 +311,7 @@ def _typedef_names(text: str, raw: str) -> tuple[str, ...]:
     names = declarators(text)
     if names:
         return names
-    function = re.search(r"([A-Za-z_]\w*)\s*\(\)\s*$", text)
+    function = _LAST_FUNCTION.search(text)
     return (function[1],) if function else ()
 
 
@@ -314,8 +324,7 @@ def declarators(text: str) -> tuple[str, ...]:
         text = shorter
     names = []
     for part in text.split(","):
-        part = re.sub(r"\[\]|=.*|\{.*|:\s*\d+\s*$", " ", part, flags=re.DOTALL).strip()
-        found = re.search(r"([A-Za-z_]\w*)$", part)
+        found = _LAST_WORD.search(_INITIALISER.sub(" ", part).strip())
         if found is not None and found[1] not in ("const", "override", "final"):
             names.append(found[1])
     return tuple(names)
@@ -328,13 +337,12 @@ def _variable_names(plain: str, raw: str) -> tuple[tuple[str, ...], str]:
         found = _FUNCTION_POINTER.search(raw)
         if found is not None:
             return (found[1],), ""
-    owner = re.search(r"((?:[A-Za-z_]\w*\s*::\s*)+)[A-Za-z_]\w*\s*(?:\[\]\s*|\(\)\s*)*$", head)
+    owner = _MEMBER.search(head) if "::" in head else None
     names = declarators(plain if assign is None or "," in plain[assign.end() :] else head)
     # `a = f(x), b`: what follows a comma may be an expression; only plain names count.
-    prefix = (
-        re.sub(r"\s+", "", owner[1]).strip(":") if owner is not None and " " in head.strip() else ""
-    )
-    return names, prefix
+    if owner is None or " " not in head.strip():
+        return names, ""
+    return names, _SPACES.sub("", owner[1]).strip(":")
 
 
 def is_statement(head: str) -> bool:
@@ -352,7 +360,7 @@ def is_specialised(head: str, name: str) -> bool:
     """Whether a class head gives `name` template arguments."""
     key = max(head.rfind("class "), head.rfind("struct "), head.rfind("union "))
     colon = head.find(" : ", key)
-    return re.search(rf"\b{name}\s*<", head[key : colon if colon > 0 else None]) is not None
+    return name in _WORD_AND_ANGLE.findall(head[key : colon if colon > 0 else None])
 
 
 def flags_of(parts: Head) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.index import blank_literals
@@ -23,6 +24,8 @@ _PLAIN_CALL = re.compile(
 
 # The parts of a name made with ##: words, and places of parameters.
 Paste = tuple[str | int, ...]
+# The definitions of each macro, by place in the project's order.
+Values = Mapping[str, Sequence[tuple[int, Macro]]]
 
 
 class _Said(NamedTuple):
@@ -58,14 +61,7 @@ class Macros:
 
     def value(self, name: str, i: int, seen: int) -> Macro | None:
         """What a macro stands for at item `i`: its last definition before, in files of `seen`."""
-        best: Macro | None = None
-        bits = self._ordered.bits
-        for j, macro in self._values.get(name, ()):
-            if seen >> bits[j] & 1:
-                if j > i and best is not None:
-                    break
-                best = macro
-        return best
+        return _last_before(self._values, self._ordered.bits, i, seen, name)
 
     def before(self, ids: Iterable[int], i: int) -> int:
         """Of the definitions of one name the one in force at item `i`, or -1."""
@@ -267,7 +263,8 @@ class Macros:
         at_end = self._at_end.get(path)
         if at_end is None:
             last, seen = self._ordered.by_path[path][-1], self._project.context(path)
-            at_end = self._at_end[path] = Table(lambda word: self.value(word, last, seen))
+            look = partial(_last_before, self._values, self._ordered.bits, last, seen)
+            at_end = self._at_end[path] = Table(look)
         names: set[str] = set()
 
         def lookup(word: str) -> Macro | None:
@@ -298,6 +295,16 @@ class Macros:
             if len(calls) >= _MAX_CALLS:
                 break
         return list(calls)
+
+
+def _last_before(values: Values, bits: Sequence[int], i: int, seen: int, name: str) -> Macro | None:
+    best: Macro | None = None
+    for j, macro in values.get(name, ()):
+        if seen >> bits[j] & 1:
+            if j > i and best is not None:
+                break
+            best = macro
+    return best
 
 
 def chain_of(item: Item) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from nanochat_chunker.slicing.expansion import Macros
 from nanochat_chunker.slicing.items import DECLARED, FULL, Item, flatten
@@ -15,6 +15,7 @@ from nanochat_chunker.slicing.parts import (
     Member,
     Part,
     Slots,
+    View,
     declared_names,
     names_of,
     words_in,
@@ -29,21 +30,6 @@ _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 _MAX_VIEWS = 16
 _OVERHEAD = 4  # characters around an item, about
-
-
-class View(dict[int, Sequence[Follower]]):
-    """The followers of each item that lie in files which some file sees."""
-
-    def __init__(self, graph: "Graph", seen: int) -> None:
-        super().__init__()
-        self.seen = seen
-        self._graph = graph
-
-    def __missing__(self, i: int) -> Sequence[Follower]:
-        bits = self._graph.bits
-        found = [each for each in self._graph.followers(i) if self.seen >> bits[each.item] & 1]
-        self[i] = found
-        return found
 
 
 class Graph:
@@ -79,7 +65,7 @@ class Graph:
         self._words: dict[tuple[int, bool], frozenset[str]] = {}
         self._whole: list[Part | None] = [None] * len(self.items)
         self._declared: list[Part | None] = [None] * len(self.items)
-        self._followers: dict[int, list[Follower]] | None = None
+        self._followers: Mapping[int, Sequence[Follower]] | None = None
         self._views: dict[int, View] = {}
         self._local_types: dict[str, bool] = {}
         self._calls: dict[str, dict[str, list[int]]] = {}  # by path and first argument
@@ -282,11 +268,12 @@ class Graph:
             self._companions[i] = found
         return found
 
-    def followers(self, i: int) -> Sequence[Follower]:
-        """What comes along without being named when `i` is there, and the types it waits for."""
+    @property
+    def followers(self) -> Mapping[int, Sequence[Follower]]:
+        """By item what comes along without being named, and the types it waits for."""
         if self._followers is None:
             self._followers = self.find_followers()
-        return self._followers.get(i, ())
+        return self._followers
 
     def view(self, path: str) -> View:
         """What a file sees."""
@@ -298,7 +285,7 @@ class Graph:
         if found is None:
             if len(self._views) >= _MAX_VIEWS:
                 del self._views[next(iter(self._views))]
-            found = self._views[seen] = View(self, seen)
+            found = self._views[seen] = View(self.followers, self.bits, seen)
         return found
 
     def find_followers(self) -> dict[int, list[Follower]]:

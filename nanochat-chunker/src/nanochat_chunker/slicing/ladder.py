@@ -1,6 +1,6 @@
 """Fitting documents to the budget: less detail, then fewer roots, then the project's headers."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -43,8 +43,8 @@ class Ladder:
         self._rungs = rungs(options)
         self._renderer = Renderer(graph)
         self._others = OtherSources(graph)
-        # By detail and room the items that need more than the room, and those that do not.
-        self._weighed: dict[tuple[str, int], tuple[set[int], set[int]]] = {}
+        # By item, detail and room whether it needs more than the room.
+        self._weighed: dict[tuple[str, int], dict[int, bool]] = defaultdict(dict)
         self.notes: Counter[str] = Counter()  # what there is to say of the documents made
 
     def documents(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
@@ -175,26 +175,36 @@ class Ladder:
     def _names_heavy(self, root: int, detail: Detail, room: float) -> bool:
         """Whether something that a root names needs more than the room, all by itself.
 
-        Known once, it spares the closures of all roots that name it. What is known of an item does
-        not depend on who asked, so that documents do not depend on those made before.
+        Known once, it spares the closures of all roots that name it.
         """
-        graph = self._graph
         # Two digits of the room, so that files of like text share what is known.
         unit = 10 ** max(0, len(str(int(room))) - 2)
         rounded = -(-int(room) // unit) * unit
-        heavy, light = self._weighed.setdefault((detail.name, rounded), (set(), set()))
-        needs = graph.part(root, True).needs
-        if not needs.isdisjoint(heavy):
-            return True
-        for j in sorted(needs - light):
-            if graph.items[j].kind in _MAY_BE_HEAVY:
-                closure = self._closure(graph.paths[j], detail, rounded)
+        weighed = self._weighed[detail.name, rounded]
+        needs = self._graph.part(root, True).needs
+        known = needs & weighed.keys()
+        return any(map(weighed.__getitem__, known)) or any(
+            self._is_heavy(j, detail, rounded) for j in sorted(needs - known)
+        )
+
+    def _is_heavy(self, j: int, detail: Detail, room: int) -> bool:
+        """Whether an item needs more than the room, in its own file.
+
+        That does not depend on who asks, so documents do not depend on those made before.
+        """
+        weighed = self._weighed[detail.name, room]
+        found = weighed.get(j)
+        if found is None:
+            found = self._graph.items[j].kind in _MAY_BE_HEAVY and (
+                # What is light with all its members is so with those that are used.
+                not detail.used or self._is_heavy(j, DECLARED_MEMBERS, room)
+            )
+            if found:
+                closure = self._closure(self._graph.paths[j], detail, room)
                 closure.need([j])
-                if closure.size > rounded:
-                    heavy.add(j)
-                    return True
-            light.add(j)
-        return False
+                found = closure.size > room
+            weighed[j] = found
+        return found
 
     def _grow(self, closure: Closure, roots: Sequence[int], stop: int) -> int:
         """Adds neighbours as long as they fit; gives the place of the first that does not."""

@@ -1,6 +1,6 @@
 """What a graph says of an item: as a whole, or of a class member by member."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.items import Item, flatten
@@ -30,6 +30,24 @@ class Follower(NamedTuple):
 
     item: int
     types: frozenset[int]
+
+
+class View(dict[int, Sequence[Follower]]):
+    """The followers of each item that lie in files which some file sees."""
+
+    def __init__(
+        self, followers: Mapping[int, Sequence[Follower]], bits: Sequence[int], seen: int
+    ) -> None:
+        super().__init__()
+        self.seen = seen
+        self._followers = followers
+        self._bits = bits
+
+    def __missing__(self, i: int) -> Sequence[Follower]:
+        bits, seen = self._bits, self.seen
+        found = [each for each in self._followers.get(i, ()) if seen >> bits[each.item] & 1]
+        self[i] = found
+        return found
 
 
 class Member(NamedTuple):

@@ -35,6 +35,7 @@ _DIRECTIVE = re.compile(r"\s*#\s*([A-Za-z_]+)(.*)", re.DOTALL)
 _COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _WORD = re.compile(r"\s*([A-Za-z_]\w*)")
 _INCLUDE = re.compile(r'\s*(?:"([^"\n]+)"|<([^>\n]+)>)')
+_DEFINE = re.compile(r"\s*#[ \t]*define[ \t]+([A-Za-z_]\w*)([^\n]*)")
 _NOT_DEFINED = re.compile(r"\s*!\s*defined\s*\(?\s*([A-Za-z_]\w*)\s*\)?\s*$")
 
 _C_ABSENT = frozenset("__cplusplus __GNUG__ __GXX_RTTI __EXCEPTIONS __DEPRECATED".split())
@@ -313,10 +314,8 @@ class _Scanner:
 
     def _defined_next(self, name: str, at: int) -> str | None:
         """The body of `#define name` where that is the next line, else None."""
-        found = re.compile(rf"\s*#[ \t]*define[ \t]+{re.escape(name)}\b([^\n]*)").match(
-            self._text, at
-        )
-        return _plain(found[1]).strip() if found is not None else None
+        found = _DEFINE.match(self._text, at)
+        return _plain(found[2]).strip() if found is not None and found[1] == name else None
 
     def _switch(self, start: int, end: int, active: bool) -> None:
         since = start if self._active else self._off_since
