@@ -80,7 +80,9 @@ class Spool:
         record = pickle.dumps((text, rest), pickle.HIGHEST_PROTOCOL)
         self._append.write(record)
         digest = hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
-        whole = int.from_bytes(hashlib.blake2b(record, digest_size=8).digest(), "little")
+        # The text, most of it all, is in there by its digest.
+        origin = digest + pickle.dumps(rest, pickle.HIGHEST_PROTOCOL)
+        whole = int.from_bytes(hashlib.blake2b(origin, digest_size=8).digest(), "little")
         references.add(project, self._end, len(record), document.tokens, digest, whole)
         self._end += len(record)
         return len(text)

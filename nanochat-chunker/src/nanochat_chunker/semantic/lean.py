@@ -50,7 +50,7 @@ class LeanRenderer(Renderer):
     ) -> str:
         roots = tuple(roots)
         for i in {*roots, *self._roots}:
-            self._texts.pop((i, FULL, None), None)
+            self._pieces.pop((i, FULL, None), None)
         self._roots = frozenset(roots)
         return super().render(level, roots, members, own)
 

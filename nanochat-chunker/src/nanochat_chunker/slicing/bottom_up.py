@@ -25,6 +25,8 @@ def bottom_up(graph: Graph, level: Mapping[int, int]) -> dict[int, int]:
     """
     functions = [i for i, at in level.items() if at == FULL and graph.items[i].kind == "function"]
     calls = calls_among(graph, functions) if len(functions) > 1 else {}
+    if not calls:
+        return dict(level)
     places = {i: place for place, i in enumerate(level)}
     if all(places[j] < places[i] for i, callees in calls.items() for j in callees):
         return dict(level)
@@ -68,7 +70,10 @@ class _Order:
             return
         if self._late:
             self._clear_the_way(i, item)
-        self._emit(i)
+        if i in self._callers:
+            self._emit(i)
+        else:
+            self._write(i, item)
 
     def end(self) -> None:
         """Writes what still waits."""

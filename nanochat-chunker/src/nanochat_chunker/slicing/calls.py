@@ -26,13 +26,12 @@ def calls_among(graph: Graph, functions: Sequence[int]) -> Calls:
     if len(named) < 2:
         return found
     last = graph.last_names
+    classes = _Classes(graph)
     for i in functions:
-        for use in graph.items[i].body_uses:
-            name = last[use]
-            if name in named:
-                callees = [j for j in _meant(graph, i, use, named[name]) if j != i]
-                if callees:
-                    found.setdefault(i, []).extend(callees)
+        for use in [use for use in graph.items[i].body_uses if last[use] in named]:
+            callees = [j for j in _meant(graph, classes, i, use, named[last[use]]) if j != i]
+            if callees:
+                found.setdefault(i, []).extend(callees)
     return found
 
 
@@ -40,13 +39,27 @@ def _constructs(item: Item) -> bool:
     return item.owner.rpartition("::")[2] == item.names[0]
 
 
-def _meant(graph: Graph, i: int, use: str, ids: Iterable[int]) -> list[int]:
+class _Classes(dict[int, str]):
+    """By function the qualified class of a member that is defined out of line, or ''."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._graph = graph
+
+    def __missing__(self, i: int) -> str:
+        item, symbols = self._graph.items[i], self._graph.symbols
+        owner = symbols.owner_of(item) if item.owner else ""
+        found = self[i] = "" if owner in symbols.namespaces else owner
+        return found
+
+
+def _meant(
+    graph: Graph, classes: Mapping[int, str], i: int, use: str, ids: Iterable[int]
+) -> list[int]:
     """Of functions of one name those that a use of it in the body of `i` means."""
     items = graph.items
     if use[0] != "." and "::" not in use:
-        return [
-            j for j in ids if not _class_of(graph, j) or _class_of(graph, j) == _class_of(graph, i)
-        ]
+        return [j for j in ids if not classes[j] or classes[j] == classes[i]]
     if use[0] != ".":
         scope = use.rpartition("::")[0].rpartition("::")[2]
         return [
@@ -56,17 +69,8 @@ def _meant(graph: Graph, i: int, use: str, ids: Iterable[int]) -> list[int]:
             in (items[j].owner.rpartition("::")[2], graph.qualifiers[j].rpartition("::")[2])
         ]
     members = [j for j in ids if items[j].owner]
-    own = [j for j in members if _class_of(graph, j) == _class_of(graph, i)]
-    return own or (members if len({_class_of(graph, j) for j in members}) == 1 else [])
-
-
-def _class_of(graph: Graph, i: int) -> str:
-    """The qualified class of a member defined out of line, or ''."""
-    item = graph.items[i]
-    if not item.owner:
-        return ""
-    owner = graph.symbols.owner_of(item)
-    return "" if owner in graph.symbols.namespaces else owner
+    own = [j for j in members if classes[j] == classes[i]]
+    return own or (members if len({classes[j] for j in members}) == 1 else [])
 
 
 def components(calls: Mapping[int, Sequence[int]]) -> dict[int, int]:

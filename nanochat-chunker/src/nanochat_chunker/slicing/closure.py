@@ -108,7 +108,7 @@ class Closure:
         """The items with the directives they stood under, in the order of the document."""
         level = dict(self.level)
         self._directives(level)
-        return bottom_up(self.graph, dict(sorted(level.items())))
+        return bottom_up(self.graph, {i: level[i] for i in sorted(level)})
 
     def _finish(self) -> None:
         self._drain()
@@ -182,21 +182,18 @@ class Closure:
 
     def _directives(self, level: dict[int, int]) -> None:
         """Using-directives and #undefs that the items stood under."""
-        graph, items, symbols = self.graph, self.graph.items, self.graph.symbols
-        paths = {graph.paths[i] for i in level}
-        own = graph.project.closure[self.path]
+        graph, items, undefs = self.graph, self.graph.items, self.graph.symbols.undefs
+        paths = set(map(graph.paths.__getitem__, level))
+        own, seen = graph.project.closure[self.path], self._view.seen
         present: set[str] = set()
-        for i in level:
-            qualifier = graph.qualifiers[i]
+        for qualifier in set(map(graph.qualifiers.__getitem__, level)):
             while qualifier and qualifier not in present:
                 present.add(qualifier)
                 qualifier = qualifier.rpartition("::")[0]
-        for i in graph.lookup.directives:
+        for i in [i for i in graph.lookup.directives if seen >> graph.bits[i] & 1]:
             scope = graph.qualifiers[i]
             name = items[i].names[0]
             if i in level:
-                continue
-            if not self.sees(i):
                 continue
             if not own >> graph.bits[i] & 1 and graph.paths[i] not in paths:
                 continue
@@ -206,7 +203,7 @@ class Closure:
             if target in present or name in ("std", "::std"):
                 level[i] = FULL
         for i in [i for i in level if items[i].kind == "define"]:
-            for j in symbols.undefs.get(items[i].names[0], ()):
+            for j in undefs.get(items[i].names[0], ()):
                 # Those of other files come in pairs of headers, read again for each user.
                 if graph.paths[j] == graph.paths[i] and j > i:
                     level[j] = FULL

@@ -40,10 +40,11 @@ class Meeting:
         for i in came:
             ids.setdefault(graph.paths[i], []).append(i)
         new = {path: _extend(_File(), graph, ids[path]) for path in ids}
-        seen = graph.project.context(source)
+        bits, every = graph.project.bit, {**self._ids, **new}
         for path, mine in new.items():
-            for other in {**self._ids, **new}:
-                if other == path or self._are_together(path, other, seen):
+            together = self._together(path, source)
+            for other in every:
+                if other == path or together >> bits[other] & 1:
                     continue
                 if other in self._ids:
                     theirs = self._file_at(other)
@@ -66,10 +67,13 @@ class Meeting:
             found = self._files[path] = _extend(_File(), self._graph, self._ids[path])
         return found
 
-    def _are_together(self, path: str, other: str, seen: int) -> bool:
-        """Whether two files meet in a translation unit anyway."""
-        both = 1 << self._graph.project.bit[path] | 1 << self._graph.project.bit[other]
-        return both & self._seen == both or both & seen == both
+    def _together(self, path: str, source: str) -> int:
+        """The files that a file meets in a translation unit anyway."""
+        project, found = self._graph.project, 0
+        for seen in (self._seen, project.context(source)):
+            if seen >> project.bit[path] & 1:
+                found |= seen
+        return found
 
     def _collides(self, path: str, file: _File, other: str, theirs: _File) -> bool:
         """Whether words in a file would mean what another has, which it does not see."""

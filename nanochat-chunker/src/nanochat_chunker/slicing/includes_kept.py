@@ -1,23 +1,25 @@
 """The includes that a document keeps: those of the system and of other libraries."""
 
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
+from functools import cached_property
 
 from nanochat_chunker.slicing.configuration import STANDARD_HEADERS
 from nanochat_chunker.slicing.graph import Graph
-from nanochat_chunker.slicing.system_headers import OF_WORDS, may_need, needs
+from nanochat_chunker.slicing.pieces import Piece
+from nanochat_chunker.slicing.system_headers import may_need, needs, needs_unasked
 
-# What code that needs a header says, where it is not the header's name.
+# How words begin in code that needs a header, where that is not the header's name.
 _SPEAKS = {
-    "gtest": r"testing::|TEST(?:_[FP])?\(|EXPECT_|ASSERT_|GTEST_",
-    "gmock": r"testing::|MOCK_METHOD|EXPECT_CALL|ON_CALL",
-    "gflags": r"gflags::|DEFINE_|DECLARE_|FLAGS_",
-    "benchmark": r"benchmark::|BENCHMARK",
-    "glog": r"google::|LOG\(|CHECK\(",
-    "catch": r"TEST_CASE|REQUIRE|CHECK\(",
-    "doctest": r"TEST_CASE|CHECK\(",
-    "cppunit": r"CppUnit|CPPUNIT",
-    "windows": "DWORD|HANDLE|HMODULE|LPCTSTR",
+    "gtest": ("testing::", "TEST(", "TEST_F(", "TEST_P(", "EXPECT_", "ASSERT_", "GTEST_"),
+    "gmock": ("testing::", "MOCK_METHOD", "EXPECT_CALL", "ON_CALL"),
+    "gflags": ("gflags::", "DEFINE_", "DECLARE_", "FLAGS_"),
+    "benchmark": ("benchmark::", "BENCHMARK"),
+    "glog": ("google::", "LOG(", "CHECK("),
+    "catch": ("TEST_CASE", "REQUIRE", "CHECK("),
+    "doctest": ("TEST_CASE", "CHECK("),
+    "cppunit": ("CppUnit", "CPPUNIT"),
+    "windows": ("DWORD", "HANDLE", "HMODULE", "LPCTSTR"),
 }
 _LIBRARIES = frozenset(
     "zlib.h bzlib.h lz4.h lz4hc.h snappy.h zstd.h zdict.h sqlite3.h expat.h pcre.h curl/curl.h "
@@ -29,7 +31,7 @@ class ExternalIncludes:
     """The includes of a project that mean none of its files, each with the files it is in."""
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+        self._project = graph.project
         self._folders = _folders(graph.project.files)
         self._standard: dict[str, int] = {}  # files as sets of bits
         self._others: dict[tuple[str, bool], int] = {}
@@ -43,21 +45,21 @@ class ExternalIncludes:
                     self._others[key] = self._others.get(key, 0) | bit
 
     def of(
-        self, ids: Sequence[int], roots: Iterable[int], words: Set[str], pieces: Sequence[str]
+        self, paths: Collection[str], root_paths: Set[str], pieces: Sequence[Piece]
     ) -> list[str]:
-        """The lines for a document of these items, with their text and its words of `words_of`."""
-        graph, project = self._graph, self._graph.project
-        paths = dict.fromkeys(graph.paths[i] for i in ids)
-        root_paths = {graph.paths[i] for i in roots}
-        of_roots = own = seen = around = 0
+        """The lines for a document of these pieces from these files."""
+        project = self._project
+        of_roots = own = seen = around = words = 0
         for path in root_paths:
             of_roots |= 1 << project.bit[path]
         for path in paths:
             own |= 1 << project.bit[path]
             seen |= project.closure[path]
             around |= project.context(path)
-        in_c = all(path.endswith((".c", ".h")) for path in paths) and any(
-            path.endswith(".c") for path in root_paths
+        for piece in pieces:
+            words |= piece.words
+        in_c = any(path.endswith(".c") for path in root_paths) and all(
+            path.endswith((".c", ".h")) for path in paths
         )
         lines = []
         for target, files in self._standard.items():
@@ -68,24 +70,25 @@ class ExternalIncludes:
         if not in_c:
             lines += [
                 f"#include <{header}>\n"
-                for header, means in OF_WORDS.items()
-                if not self._standard.get(header, 0) & around and not words.isdisjoint(means)
+                for header in needs_unasked(words)
+                if not self._standard.get(header, 0) & around
             ]
+        code = _Code(pieces)
         for (target, angle), files in self._others.items():
-            if files & of_roots or (
-                files & around and self._needs(target, angle, bool(files & own), pieces)
+            if files & around and (
+                files & of_roots or self._needs(target, angle, bool(files & own), code)
             ):
                 lines.append(f"#include <{target}>\n" if angle else f'#include "{target}"\n')
         return [*dict.fromkeys(lines), "\n"] if lines else []
 
-    def _needs(self, target: str, angle: bool, gives: bool, pieces: Sequence[str]) -> bool:
+    def _needs(self, target: str, angle: bool, gives: bool, code: "_Code") -> bool:
         """Whether an include of a file that is no root's, and `gives` items or not, is needed."""
         folder = target.rpartition("/")[0]
         if folder and folder in self._folders:
             return False  # a file of the project itself, generated
         if gives and (angle or target in _LIBRARIES):
             return True
-        return bool(folder) and _mentions("".join(pieces), target)
+        return bool(folder) and code.speaks_of(target)
 
 
 def _folders(paths: Iterable[str]) -> frozenset[str]:
@@ -97,18 +100,42 @@ def _folders(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _mentions(text: str, target: str) -> bool:
-    """Whether code speaks of a header that is neither the project's nor the system's."""
-    for word in re.split(r"[/.]", target)[:-1]:
-        speaks = _SPEAKS.get(word)
-        if speaks is not None:
-            if re.search(rf"\b(?:{speaks})", text):
-                return True
-        elif len(word) > 2:
-            low, lower = word.lower(), text.lower()
-            if low in lower and re.search(rf"\b{re.escape(low)}(?:_|\b)", lower):
-                return True
-    return False
+class _Code:
+    """The code of one document, to be asked for headers neither the project's nor the system's."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+        self._asked: dict[str, bool] = {}
+
+    def speaks_of(self, target: str) -> bool:
+        """Whether it has a word of the folders or the name of a header, or one that means it."""
+        return any(self._speaks(word) for word in re.split(r"[/.]", target)[:-1])
+
+    def _speaks(self, word: str) -> bool:
+        if word not in self._asked:
+            if word in _SPEAKS:
+                found = any(_stands(begin, "", self._text) for begin in _SPEAKS[word])
+            else:
+                found = len(word) > 2 and _stands(word.lower(), r"(?:_|\b)", self._lower)
+            self._asked[word] = found
+        return self._asked[word]
+
+    @cached_property
+    def _text(self) -> str:
+        return "".join([piece.text for piece in self._pieces])
+
+    @cached_property
+    def _lower(self) -> str:
+        return self._text.lower()
+
+
+def _stands(begin: str, end: str, text: str) -> bool:
+    """Whether a word in a text begins so, with `end`, an expression, after it."""
+    word = re.compile(rf"\b{re.escape(begin)}{end}")
+    at = text.find(begin)
+    while at >= 0 and not word.match(text, at):
+        at = text.find(begin, at + 1)
+    return at >= 0
 
 
 def _external(graph: Graph, path: str) -> Iterable[tuple[str, bool]]:

@@ -230,5 +230,5 @@ def root_of(graph: Graph, i: int) -> Root:
     """Where a root is defined, and its qualified name."""
     item, path = graph.items[i], graph.paths[i]
     name = item.names[0] if item.names else ""
-    parts = [part for part in (item.qualifier, item.owner, name) if part]
+    parts = [part for part in (graph.qualifiers[i], item.owner, name) if part]
     return Root(path, graph.project.line(path, item.begin), "::".join(parts), item.kind)

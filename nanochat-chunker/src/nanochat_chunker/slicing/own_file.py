@@ -35,7 +35,7 @@ class OwnFile(Closure):
                 level[i] = FULL
         for path in self._files[1:]:
             level.update((i, FULL) for i in self._directives_of(path))
-        return bottom_up(graph, dict(sorted(level.items())))
+        return bottom_up(graph, {i: level[i] for i in sorted(level)})
 
     def _take(self, i: int, level: int) -> None:
         path = self.graph.paths[i]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from nanochat_chunker.slicing.configuration import STANDARD_HEADERS, names_platform
 from nanochat_chunker.slicing.items import Item
@@ -34,15 +33,6 @@ def include_line(project: Configured, path: str, item: Item) -> str:
     return f'#include "{target}"\n'
 
 
-class _Asked(NamedTuple):
-    """What one file asks for: by its bit."""
-
-    bit: int
-    platform: frozenset[str]  # macros in its conditions that name a platform
-    headers: frozenset[str]  # of the standard library
-    hides: bool  # whether a macro of it has a name of the library
-
-
 class Preamble:
     """What stands before a document with parts of some files that includes others.
 
@@ -53,8 +43,12 @@ class Preamble:
 
     def __init__(self, project: Configured) -> None:
         self._project = project
-        self._asked: list[_Asked] | None = None
         self._lines: dict[int, tuple[str, str]] = {}  # by the files seen
+        # Files as sets of bits, of all files once the first document asks:
+        self._read = False
+        self._platform: dict[str, int] = {}  # by macro of a condition that names a platform
+        self._headers: dict[str, int] = {}  # by header of the standard library
+        self._hiding = 0  # where a macro has a name of the library
 
     def of(self, files: Sequence[str], includes: Iterable[str | None]) -> str:
         """That of a document with parts of `files` which includes `includes`."""
@@ -75,33 +69,36 @@ class Preamble:
         return macros + "".join(guards) + headers
 
     def _of_seen(self, seen: int) -> tuple[str, str]:
-        if self._asked is None:
-            self._asked = [self._read(path) for path in self._project.files]
-        asked = [each for each in self._asked if seen >> each.bit & 1]
-        macros = sorted(frozenset().union(*(each.platform for each in asked)))
+        if not self._read:
+            self._read_all()
+        macros = sorted(name for name, files in self._platform.items() if files & seen)
         headers: list[str] = []
-        if any(each.hides for each in asked):
-            headers = sorted(frozenset(_LARGE).union(*(each.headers for each in asked)))
+        if self._hiding & seen:
+            named = (name for name, files in self._headers.items() if files & seen)
+            headers = sorted({*_LARGE, *named})
         return (
             "".join(f"#define {name} 1\n" for name in macros),
             "".join(f"#include <{name}>\n" for name in headers),
         )
 
-    def _read(self, path: str) -> _Asked:
-        project = self._project
-        platform: set[str] = set()
-        headers: set[str] = set()
-        hides = False
-        for event in project.files[path].events:
-            if event.kind == "if":
-                platform.update(
-                    word
-                    for word in _WORD.findall(str(event.value))
-                    if names_platform(word) and not project.defines(word)
-                )
-            elif event.kind == "include" and event.value in STANDARD_HEADERS:
-                if "." not in str(event.value):
-                    headers.add(str(event.value))
-            elif isinstance(event.value, Macro) and event.value.params is not None:
-                hides = hides or bool(headers_of(event.value.name))
-        return _Asked(project.bit[path], frozenset(platform), frozenset(headers), hides)
+    def _read_all(self) -> None:
+        """Goes over the directives of all files."""
+        project, self._read = self._project, True
+        for path, file in project.files.items():
+            bit = 1 << project.bit[path]
+            for event in file.events:
+                if event.kind == "if":
+                    for word in _WORD.findall(str(event.value)):
+                        if names_platform(word) and not project.defines(word):
+                            self._platform[word] = self._platform.get(word, 0) | bit
+                elif event.kind == "include":
+                    name = str(event.value)
+                    if name in STANDARD_HEADERS and "." not in name:
+                        self._headers[name] = self._headers.get(name, 0) | bit
+                elif isinstance(event.value, Macro) and _hides(event.value):
+                    self._hiding |= bit
+
+
+def _hides(macro: Macro) -> bool:
+    """Whether a macro has a name of the library, and takes arguments as that does."""
+    return macro.params is not None and bool(headers_of(macro.name))

@@ -4,8 +4,6 @@ The order is that of a compiler which reads every translation unit in turn and e
 subset of items in this order that is closed under what they need is in a valid order.
 """
 
-import re
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,7 +25,6 @@ from nanochat_chunker.slicing.preprocess import Event, predefined_for, within
 # Characters of one file that are parsed anew while its conditions are decided, one after another.
 _MAX_REBUILT = 600_000
 _MAX_TEXT = 64_000_000  # characters of text kept at hand
-_LINE_END = re.compile("\n")
 _SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".cu", ".C")
 
 
@@ -50,7 +47,7 @@ class Configured:
         self._read_text = read_text
         self._texts: dict[str, str] = {}
         self._text_size = 0
-        self._lines: tuple[str, list[int]] = "", []  # the ends of lines of the last file asked for
+        self._last_line = "", 0, 1  # the last place asked for: its file, position, line
         self._resolver = Resolver(list(self.files), name)
         self._told = told or Told()
         self._resolved: dict[tuple[str, str, bool], str | None] = dict(self._told.included)
@@ -86,10 +83,12 @@ class Configured:
 
     def line(self, path: str, position: int) -> int:
         """The line of a place in a file, from 1."""
-        if self._lines[0] != path:
-            ends = [found.start() for found in _LINE_END.finditer(self.text(path))]
-            self._lines = path, ends
-        return bisect_left(self._lines[1], position) + 1
+        last, start, line = self._last_line
+        if last != path or position < start:
+            start, line = 0, 1
+        line += self.text(path).count("\n", start, position)
+        self._last_line = path, position, line
+        return line
 
     def resolve(self, path: str, target: str, angle: bool) -> str | None:
         """The file of the project that an include means, or None."""

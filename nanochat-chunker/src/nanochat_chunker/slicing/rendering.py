@@ -8,8 +8,8 @@ from nanochat_chunker.slicing.graph import Graph
 from nanochat_chunker.slicing.includes_kept import ExternalIncludes
 from nanochat_chunker.slicing.items import FULL, Item, Scope
 from nanochat_chunker.slicing.own_includes import Preamble, include_line
+from nanochat_chunker.slicing.pieces import Piece
 from nanochat_chunker.slicing.preprocess import is_c
-from nanochat_chunker.slicing.system_headers import words_of
 
 _Key = tuple[int, int, frozenset[int] | None]
 
@@ -21,8 +21,7 @@ class Renderer:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._texts: dict[_Key, str] = {}
-        self._words: dict[_Key, frozenset[str]] = {}
+        self._pieces: dict[_Key, Piece] = {}
         self._kept = 0
         self._includes = ExternalIncludes(graph)
         self._preamble = Preamble(graph.project)
@@ -40,23 +39,23 @@ class Renderer:
         the document has parts of, the includes among the items stay in their place, else those of
         the system stand before all.
         """
-        items = self._graph.items
+        graph, items = self._graph, self._graph.items
         ids = [i for i in level if own or items[i].kind != "include"]
         out: list[str] = []
-        roots = list(roots)
-        in_c = bool(roots) and all(is_c(self._graph.paths[i]) for i in roots)
+        root_paths = {graph.paths[i] for i in roots}
+        in_c = bool(root_paths) and all(map(is_c, root_paths))
         scope: Scope = ()
         defined: set[str] = set()
-        opened = {""}  # namespaces
-        pieces: list[str] = []
-        words: set[str] = set()
+        opened: set[str] = set()  # namespaces
+        pieces: list[Piece] = []
         included: list[str | None] = []  # files of the project
         last = -2
         for i in ids:
             item = items[i]
-            if item.kind == "define" or item.kind == "undef":
+            kind = item.kind
+            if kind == "define" or kind == "undef":
                 name = item.names[0]
-                if item.kind == "define":
+                if kind == "define":
                     if name in defined:
                         out.append(f"#undef {name}\n")
                     defined.add(name)
@@ -65,29 +64,27 @@ class Renderer:
             elif (here := () if in_c else item.scope) != scope:
                 _switch(out, scope, here)
                 scope = here
-                opened.update(_prefixes(self._graph.qualifiers[i]))
+                opened.add(graph.qualifiers[i])
             elif i != last + 1 and out:
                 out.append("\n")
-            if item.kind in ("namespace", "directive"):
+            if kind in ("namespace", "directive"):
                 out.append(self._declare_namespace(i, opened))
-            if item.kind == "include":
-                path = self._graph.paths[i]
-                piece = include_line(self._graph.project, path, item)
-                included.append(
-                    self._graph.project.resolve(path, item.names[0], "angle" in item.flags)
-                )
+            if kind == "include":
+                path = graph.paths[i]
+                out.append(include_line(graph.project, path, item))
+                included.append(graph.project.resolve(path, item.names[0], "angle" in item.flags))
             else:
-                stay = members.get(i)
-                piece = self.text_of(i, level[i], stay)
-                words |= self._words[i, level[i], stay]
-            out.append(piece)
-            pieces.append(piece)
+                piece = self._piece(i, level[i], members.get(i))
+                pieces.append(piece)
+                out.append(piece.text)
             last = i
         _switch(out, scope, ())
-        text = "".join(out)
         if own:
-            return self._preamble.of(own, included) + text
-        return "".join(self._includes.of(ids, roots, words, pieces)) + text
+            before = [self._preamble.of(own, included)]
+        else:
+            paths = dict.fromkeys(map(graph.paths.__getitem__, ids))
+            before = self._includes.of(paths, root_paths, pieces)
+        return "".join([*before, *out])
 
     def _declare_namespace(self, i: int, opened: set[str]) -> str:
         """The namespace that an alias or a directive names, where nothing of it came before."""
@@ -97,9 +94,11 @@ class Renderer:
             if item.kind == "namespace" and name in item.names[:1]:
                 continue
             target = graph.lookup.namespace_named(name, graph.qualifiers[i])
-            if not target or target in opened or graph.qualifiers[i] or target == "std":
+            if not target or graph.qualifiers[i] or target == "std":
                 continue
-            opened.update(_prefixes(target))
+            if any(f"{other}::".startswith(f"{target}::") for other in opened):
+                continue
+            opened.add(target)
             parts = target.split("::")
             opening = " ".join(f"namespace {part} {{" for part in parts)
             return f"{opening} {'}' * len(parts)}\n"
@@ -110,17 +109,18 @@ class Renderer:
 
         `members` are the only ones of a class that stay, where not all do.
         """
+        return self._piece(i, level, members).text
+
+    def _piece(self, i: int, level: int, members: frozenset[int] | None) -> Piece:
         key = (i, level, members)
-        found = self._texts.get(key)
+        found = self._pieces.get(key)
         if found is None:
-            found = self._cut(i, level, members)
-            if key not in self._words:
-                self._words[key] = words_of(found)
+            found = Piece(self._cut(i, level, members))
             if self._kept > _MAX_KEPT:
-                self._texts.clear()
+                self._pieces.clear()
                 self._kept = 0
-            self._texts[key] = found
-            self._kept += len(found)
+            self._pieces[key] = found
+            self._kept += len(found.text)
         return found
 
     def _cut(self, i: int, level: int, members: Set[int] | None = None) -> str:
@@ -129,13 +129,7 @@ class Renderer:
 
 def paths_of(graph: Graph, level: Mapping[int, int]) -> tuple[str, ...]:
     """The files that gave items, in order of appearance."""
-    return tuple(dict.fromkeys(graph.paths[i] for i in level))
-
-
-def _prefixes(qualifier: str) -> Iterable[str]:
-    while qualifier:
-        yield qualifier
-        qualifier = qualifier.rpartition("::")[0]
+    return tuple(dict.fromkeys(map(graph.paths.__getitem__, level)))
 
 
 def _switch(out: list[str], old: Scope, new: Scope) -> None:
@@ -213,10 +207,10 @@ def cut(graph: Graph, path: str, start: int, end: int, drops: list[tuple[int, in
     if first and cuts[first - 1][1] > start:
         first -= 1
     changes = list(drops)
-    for left, right in cuts[first:]:
-        if left >= end:
-            break
+    while first < len(cuts) and cuts[first][0] < end:
+        left, right = cuts[first]
         changes.append((max(left, start), min(right, end), ""))
+        first += 1
     if not changes:
         return text[start:end]
     out = []

@@ -1,6 +1,6 @@
 """Which words speak for which header of the standard library."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 
 # A header that is not here is kept wherever a file of the document includes it.
 _WORDS: Mapping[str, frozenset[str]] = {
@@ -115,7 +115,7 @@ _SOME_WORDS: Mapping[str, frozenset[str]] = {
 
 
 # What most headers bring along, and code uses without including it: words that mean nothing else.
-OF_WORDS: Mapping[str, frozenset[str]] = {
+_OF_WORDS: Mapping[str, frozenset[str]] = {
     header: frozenset(words.split())
     for header, words in {
         "cmath": "fabs isnan isinf sqrt floor ceil",
@@ -129,15 +129,19 @@ OF_WORDS: Mapping[str, frozenset[str]] = {
 
 
 _KNOWN = frozenset().union(
-    *(words for table in (_WORDS, _SOME_WORDS, OF_WORDS) for words in table.values())
+    *(words for table in (_WORDS, _SOME_WORDS, _OF_WORDS) for words in table.values())
 )
-_BLANKED = "".join(  # what may stand between words
-    chr(code) if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128)
+_BIT = {word.encode(): 1 << place for place, word in enumerate(sorted(_KNOWN))}
+_BLANKED = bytes(  # what may stand between words of UTF-8
+    code if code >= 128 or chr(code).isalnum() or chr(code) == "_" else ord(" ")
+    for code in range(256)
 )
 
 
 def headers_of(word: str) -> list[str]:
     """The headers of the standard library that a word speaks for, the likeliest first."""
+    if word not in _KNOWN:
+        return []
     return [
         header
         for words in (_WORDS, _SOME_WORDS)
@@ -151,19 +155,39 @@ def headers_of_cpp() -> list[str]:
     return sorted(name for name in (*_WORDS, *_SOME_WORDS) if not name.endswith(".h"))
 
 
-def words_of(text: str) -> frozenset[str]:
-    """The words of a text that speak for a header of the standard library."""
+def words_of(text: str) -> int:
+    """The words of a text that speak for a header of the standard library, as a set of bits."""
     # Far faster than a regular expression for words: most of what a document is, is asked.
-    return _KNOWN.intersection(text.translate(_BLANKED).split())
+    return _bits(_BIT.keys() & text.encode(errors="replace").translate(_BLANKED).split())
 
 
-def may_need(words: Set[str], header: str) -> bool:
+def may_need(words: int, header: str) -> bool:
     """Whether a document with these words may need a system header that its files include."""
-    known = _WORDS.get(header)
-    return known is None or not words.isdisjoint(known)
+    known = _ALL.get(header)
+    return known is None or bool(words & known)
 
 
-def needs(words: Set[str], header: str) -> bool:
+def needs(words: int, header: str) -> bool:
     """Whether it surely speaks of a header, which its files then need not include themselves."""
-    known = _WORDS.get(header) or _SOME_WORDS.get(header, frozenset())
-    return not words.isdisjoint(known)
+    return bool(words & _SURE.get(header, 0))
+
+
+def needs_unasked(words: int) -> Iterator[str]:
+    """The headers that it needs even where none of its files, or what they see, includes them."""
+    return (header for header, known in _UNASKED.items() if words & known)
+
+
+def _bits(words: Iterable[bytes]) -> int:
+    found = 0
+    for word in words:
+        found |= _BIT[word]
+    return found
+
+
+def _as_bits(table: Mapping[str, frozenset[str]]) -> dict[str, int]:
+    return {header: _bits(map(str.encode, words)) for header, words in table.items()}
+
+
+_ALL = _as_bits(_WORDS)
+_SURE = _as_bits(_SOME_WORDS) | _ALL
+_UNASKED = _as_bits(_OF_WORDS)
