@@ -7,7 +7,7 @@ _NAME = r"[A-Za-z_]\w*"
 # It begins with a set of characters, which lets the search skip what lies between.
 _NAMES = re.compile(
     r"[A-Za-z_.:>-](?:(?<=[A-Za-z_])\w*"
-    rf"|(?:(?<=\.)|(?<=\S-)>|(?<=>)\s*::|(?<=:):)\s*{_NAME})(?:::\s*~?(?:template\s+)?{_NAME})*"
+    rf"|(?:(?<=\.)|(?<=-)(?<!\s-)>|(?<=>)\s*::|(?<=:):)\s*{_NAME})(?:::\s*~?(?:template\s+)?{_NAME})*"
 )
 _OPERATOR_NAME = re.compile(
     r"(?:[A-Za-z_]\w*\s*)?::\s*operator\s*(?:<<|>>|[-+*/%&|^<>=!]=|[-+*/%<>&|^])"
