@@ -1,6 +1,7 @@
 """The macros of a project where they are used: what they stand for, declare, and paste."""
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -8,39 +9,50 @@ from typing import NamedTuple
 
 from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
-from nanochat_chunker.slicing.macros import Macro, Table, expand, tokens_of
+from nanochat_chunker.slicing.macros import (
+    Lookup,
+    Macro,
+    Table,
+    arguments_at,
+    expand,
+    tokens_of,
+    trimmed,
+)
 from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.ordering import Ordered
 from nanochat_chunker.slicing.parsing import parse
+from nanochat_chunker.slicing.stand_ins import Answers, Filling, filled, has_stand_in
 
 _MAX_CALLS = 200  # different calls of one macro that are looked at within one item
 _MAX_CALL = 2000  # characters of one
 _WORD = re.compile(r"[A-Za-z_][\w:]*$")
-# `NAME(a, b)`: the arguments are single names.
-_PLAIN_CALL = re.compile(
-    r"\s*([A-Za-z_]\w*)\s*\(\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*\)\s*(;?)\s*$"
-)
-
+_DECLARED = re.compile(r"[\w:~]+|[\w:]*operator.*", re.DOTALL)
 # The parts of a name made with ##: words, and places of parameters.
 Paste = tuple[str | int, ...]
 
 
 class _Said(NamedTuple):
-    """The names that a call declares, and those that it uses."""
+    """The names that a call declares, and those that it uses.
+
+    `made` are uses with stand-ins, each with the namespace around.
+    """
 
     names: tuple[str, ...]
     uses: frozenset[str]
+    made: tuple[tuple[str, str], ...]
 
-    def filled(self, standing: Sequence[str], arguments: Sequence[str]) -> "_Said":
-        """The same with arguments in place of what stood for them."""
-
-        def fill(name: str) -> str:
-            if "argument" in name:
-                for old, new in zip(standing, arguments, strict=True):
-                    name = name.replace(old, new)
-            return name
-
-        return _Said(tuple(map(fill, self.names)), frozenset(map(fill, self.uses)))
+    def filled(self, filling: Filling) -> "_Said | None":
+        """The same with arguments in place of stand-ins; None where one is declared but no word."""
+        names = tuple(filled(name, filling) for name in self.names)
+        if not all(map(_DECLARED.fullmatch, names)):
+            return None
+        uses = set(self.uses)
+        for qualifier, use in self.made:
+            around = filled(qualifier, filling)
+            name = filled(use, filling)
+            for part in (name,) if name.isidentifier() else names_in(name):
+                uses.update(_with_qualified(part, around))
+        return _Said(names, frozenset(uses), ())
 
 
 class Macros:
@@ -52,7 +64,9 @@ class Macros:
         self._values = self._read()
         self.pasting = self._find_pasting()
         self._pastes: dict[tuple[str, str], tuple[Paste, ...] | None] = {}
-        self._patterns: dict[tuple[int, Macro, int, str, bool], _Said | None] = {}
+        self._without_body = Answers(_read_call, self._project.defines)
+        self._with_body = Answers(_read_call_with_body, self._project.defines)
+        self._made = Answers(self._read_made, self._project.defines)
         self._at_end: dict[str, Table] = {}  # of each file, the macros as they are at its end
         self._expanded: dict[tuple[str, str], frozenset[str]] = {}
 
@@ -67,14 +81,13 @@ class Macros:
                 best = macro
         return best
 
-    def before(self, ids: Iterable[int], i: int) -> int:
+    def before(self, ids: Sequence[int], i: int) -> int:
         """Of the definitions of one name the one in force at item `i`, or -1."""
+        place = bisect_left(ids, i)
+        if place > 0:
+            return ids[place - 1]
         bits = self._ordered.bits
-        best = -1
-        for j in ids:
-            if (j < i or best < 0) and (j <= i or bits[j] == bits[i]):
-                best = j
-        return best
+        return next((j for j in ids if bits[j] == bits[i]), -1)
 
     def declared(self, i: int) -> Item:
         """A macro call with the names that its expansion declares and uses."""
@@ -98,49 +111,16 @@ class Macros:
         )  # fmt: skip
 
     def _said(self, i: int, seen: int, code: str, bodied: bool) -> _Said | None:
-        """What a call says; asked once for all calls of a macro that differ in plain names only."""
-        plain = _PLAIN_CALL.match(code)
-        if plain is None:
-            return self._read_call(i, seen, code, bodied)
-        name, listed, end = plain.groups()
-        arguments = [argument.strip() for argument in listed.split(",")]
-        macro = self.value(name, i, seen)
-        if macro is None or any(self._project.defines(argument) for argument in arguments):
-            return self._read_call(i, seen, code, bodied)
-        standing = [f"argument{k}_" for k in range(len(arguments))]
-        key = (seen, macro, len(arguments), end, bodied)
-        if key not in self._patterns:
-            call = f"{name}({', '.join(standing)}){end}"
-            self._patterns[key] = self._read_call(i, seen, call, bodied)
-        pattern = self._patterns[key]
-        return pattern.filled(standing, arguments) if pattern is not None else None
-
-    def _read_call(self, i: int, seen: int, code: str, bodied: bool) -> _Said | None:
-        """What a call at item `i` says, by its expansion; None where it is no macro's."""
+        """What a call at item `i` says; None where it is no macro's."""
 
         def lookup(name: str) -> Macro | None:
             return self.value(name, i, seen)
 
-        expanded = expand(code, Table(lookup))
-        if expanded == code:
-            return None
-        if bodied:
-            expanded += "{}"
-        inner = parse(expanded, expanded, lookup).items
-        names = [
-            f"{part.qualifier}::{name}" if part.qualifier else name
-            for part in inner
-            for name in part.names
-            if not part.owner
-        ]
-        uses: set[str] = set()
-        for part in inner:
-            for piece in (part, *part.members):
-                named = (*piece.uses, *piece.body_uses)
-                uses.update(named)
-                if part.qualifier:
-                    uses.update(f"{part.qualifier}::{use}" for use in named if "::" not in use)
-        return _Said(tuple(names), frozenset(uses))
+        answers = self._with_body if bodied else self._without_body
+        said, filling = answers.ask(code, lookup)
+        if said is None or not filling:
+            return said
+        return said.filled(filling) or answers.exactly(code, lookup)
 
     def pasted(self, i: int, name: str) -> set[str]:
         """The names that calls of the pasting macro `name` within item `i` make."""
@@ -165,7 +145,7 @@ class Macros:
         open_ones = [paste for paste in pastes if not _is_constant(paste)]
         if open_ones:
             for call in self._calls(i, name):
-                arguments = _split(call[call.index("(") + 1 : -1])
+                arguments = _split(call)
                 for paste in open_ones:
                     names.add("".join(_filled(paste, arguments)))
         return {made for made in names if _WORD.match(made)}
@@ -225,7 +205,7 @@ class Macros:
                 inner = self._find_pastes(token, i, seen, within | {name})
                 if inner is None:
                     return None
-                arguments = _arguments(tokens, at + 2)
+                arguments = arguments_at(tokens, at + 1)[0] or ()
                 scope = _scope_before(tokens, at, places)
                 for paste in inner:
                     filled = self._within(paste, arguments, places, i, seen)
@@ -268,18 +248,28 @@ class Macros:
         if at_end is None:
             last, seen = self._ordered.by_path[path][-1], self._project.context(path)
             at_end = self._at_end[path] = Table(lambda word: self.value(word, last, seen))
+        names, filling = self._made.ask(call, at_end.__getitem__)
+        if filling:
+            made = {name for name in names if has_stand_in(name)}
+            names = names - made
+            for name in made:
+                names = names.union(names_in(blank_literals(filled(name, filling))))
+        self._expanded[path, call] = names
+        return names
+
+    def _read_made(self, call: str, lookup: Lookup) -> frozenset[str]:
+        """The names in the expansion of a call, and its macros that paste nothing."""
         names: set[str] = set()
 
-        def lookup(word: str) -> Macro | None:
-            macro = at_end[word]
+        def pasting(word: str) -> Macro | None:
+            macro = lookup(word)
             if macro is None:
                 return None
             names.add(word)
             return macro if macro.params is None or word in self.pasting else None
 
-        names.update(names_in(blank_literals(expand(call, Table(lookup)))))
-        found = self._expanded[path, call] = frozenset(names)
-        return found
+        names.update(names_in(blank_literals(expand(call, Table(pasting)))))
+        return frozenset(names)
 
     def _calls(self, i: int, name: str) -> list[str]:
         """The different calls of a macro within an item."""
@@ -298,6 +288,42 @@ class Macros:
             if len(calls) >= _MAX_CALLS:
                 break
         return list(calls)
+
+
+def _read_call(code: str, lookup: Lookup) -> _Said | None:
+    """What a call says, by its expansion; None where it is no macro's."""
+    expanded = expand(code, Table(lookup))
+    return _read(expanded, lookup) if expanded != code else None
+
+
+def _read_call_with_body(code: str, lookup: Lookup) -> _Said | None:
+    expanded = expand(code, Table(lookup))
+    return _read(expanded + "{}", lookup) if expanded != code else None
+
+
+def _read(code: str, lookup: Lookup) -> _Said:
+    names: list[str] = []
+    uses: set[str] = set()
+    made: set[tuple[str, str]] = set()
+    for part in parse(code, code, lookup).items:
+        qualifier = part.qualifier
+        if not part.owner:
+            names += (f"{qualifier}::{name}" if qualifier else name for name in part.names)
+        open_qualifier = has_stand_in(qualifier)
+        for piece in (part, *part.members):
+            for use in (*piece.uses, *piece.body_uses):
+                if open_qualifier or has_stand_in(use):
+                    made.add((qualifier, use))
+                else:
+                    uses.update(_with_qualified(use, qualifier))
+    return _Said(tuple(names), frozenset(uses), tuple(made))
+
+
+def _with_qualified(name: str, qualifier: str) -> Iterable[str]:
+    """A name used in a namespace, and with the namespace where it may be of it."""
+    yield name
+    if qualifier and "::" not in name and name[0] != ".":
+        yield f"{qualifier}::{name}"
 
 
 def chain_of(item: Item) -> str:
@@ -329,24 +355,7 @@ def _filled(paste: Paste, arguments: Sequence[str]) -> Iterable[str]:
             yield arguments[part]
 
 
-def _split(code: str) -> list[str]:
+def _split(call: str) -> list[str]:
     """The arguments of a call, at commas outside of parentheses."""
-    return ["".join(argument).strip() for argument in _arguments(tokens_of(code), 0)]
-
-
-def _arguments(tokens: Sequence[str], at: int) -> list[list[str]]:
-    """The arguments of a call from the token after its parenthesis on."""
-    arguments: list[list[str]] = [[]]
-    depth = 0
-    for token in tokens[at:]:
-        if token in ("(", "[", "{"):
-            depth += 1
-        elif token in (")", "]", "}"):
-            depth -= 1
-            if depth < 0:
-                break
-        elif token == "," and depth == 0:
-            arguments.append([])
-            continue
-        arguments[-1].append(token)
-    return arguments
+    arguments = arguments_at(tokens_of(call), 1)[0] or ()
+    return ["".join(trimmed(argument)) for argument in arguments]
