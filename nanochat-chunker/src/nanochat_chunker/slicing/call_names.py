@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.macros import Lookup, Table, expand
-from nanochat_chunker.slicing.names import names_in
+from nanochat_chunker.slicing.names import KEYWORDS, names_in
 from nanochat_chunker.slicing.parsing import parse
 from nanochat_chunker.slicing.stand_ins import Filling, filled, has_stand_in
 
@@ -30,7 +30,8 @@ class CallNames(NamedTuple):
         uses = set(self.uses)
         for qualifier, use in self.made:
             around, name = filled(qualifier, filling), filled(use, filling)
-            for part in (name,) if name.isidentifier() else names_in(name):
+            is_plain = name.isidentifier() and name not in KEYWORDS
+            for part in (name,) if is_plain else names_in(name):
                 uses.update(_with_qualified(part, around))
         return CallNames(declared, frozenset(uses), ())
 

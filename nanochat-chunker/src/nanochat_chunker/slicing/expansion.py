@@ -9,6 +9,7 @@ from dataclasses import replace
 from nanochat_chunker.slicing.call_names import CallNames, read_call, read_call_with_body
 from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
+from nanochat_chunker.slicing.macro_words import is_macro_word
 from nanochat_chunker.slicing.macros import Lookup, Macro, Table, expand
 from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.ordering import Ordered
@@ -30,8 +31,8 @@ class Macros:
         self._values = self._read()
         self.pasting = self._find_pasting()
         defines = self._project.defines
-        self._without_body = Answers(read_call, defines)
-        self._with_body = Answers(read_call_with_body, defines)
+        self._without_body = Answers(read_call, defines, is_macro_word)
+        self._with_body = Answers(read_call_with_body, defines, is_macro_word)
         self._made = Answers(self._read_made, defines)
         self._found_pastes = Answers(self._find_pastes, defines)
         self._pastes: dict[tuple[str, str], Pastes | None] = {}

@@ -43,21 +43,25 @@ class _Known(NamedTuple, Generic[Answer]):
 
     answer: Answer
     asked: Mapping[str, Macro | None]  # the macros that it was made with
-    made: tuple[str, ...]  # words made of stand-ins that were taken for no macros
+    made: tuple[str, ...]  # words with stand-ins that were taken for no macros
 
 
 class Answers(Generic[Answer]):
     """What `read` says of calls, asked once where calls differ in their stand-ins only.
 
     An answer goes for every place where the macros that it asked for are the same. `defined` says
-    whether a name is a macro anywhere.
+    whether a name is a macro anywhere, `tells` whether `read` takes a name for more than a name.
     """
 
     def __init__(
-        self, read: Callable[[str, Lookup], Answer], defined: Callable[[str], bool]
+        self,
+        read: Callable[[str, Lookup], Answer],
+        defined: Callable[[str], bool],
+        tells: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._read = read
         self._defined = defined
+        self._tells = tells
         self._known: dict[str, list[_Known[Answer]]] = defaultdict(list)
 
     def ask(self, code: str, lookup: Lookup) -> tuple[Answer, Filling]:
@@ -70,10 +74,19 @@ class Answers(Generic[Answer]):
         while True:
             text, filling = _with_stand_ins(code, kept, is_macro)
             known = self._answer(text, lookup)
-            pasted = _pasted(known.made, filling, is_macro)
-            if not pasted:
+            telling = {
+                stand_in
+                for word in known.made
+                if any(
+                    self._tells(name) or is_macro(name)
+                    for name in _WORD.findall(filled(word, filling))
+                )
+                for stand_in in _STAND_IN.findall(word)
+                if stand_in in filling
+            }
+            if not telling:
                 return known.answer, filling
-            kept |= pasted
+            kept |= telling
 
     def exactly(self, code: str, lookup: Lookup) -> Answer:
         """The answer for `code` as it is."""
@@ -99,17 +112,6 @@ class Answers(Generic[Answer]):
         known.insert(0, _Known(answer, asked, tuple(made)))
         del known[_MAX_KNOWN:]
         return known[0]
-
-
-def _pasted(made: Sequence[str], filling: Filling, is_macro: Callable[[str], bool]) -> Set[str]:
-    """The stand-ins that were taken for part of a word where their arguments make a macro."""
-    return {
-        stand_in
-        for word in made
-        if any(map(is_macro, _WORD.findall(filled(word, filling))))
-        for stand_in in _STAND_IN.findall(word)
-        if stand_in in filling
-    }
 
 
 def _with_stand_ins(
