@@ -1,49 +1,29 @@
 """The macros of a project where they are used: what they stand for, declare, and paste."""
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
+from nanochat_chunker.slicing.call_names import CallNames, read_call, read_call_with_body
 from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
-from nanochat_chunker.slicing.macros import Macro, Table, expand, tokens_of
+from nanochat_chunker.slicing.macro_words import is_macro_word
+from nanochat_chunker.slicing.macros import Lookup, Macro, Table, expand
 from nanochat_chunker.slicing.names import names_in
 from nanochat_chunker.slicing.ordering import Ordered
-from nanochat_chunker.slicing.parsing import parse
+from nanochat_chunker.slicing.pastes import Pastes, find_pastes
+from nanochat_chunker.slicing.stand_ins import Answers, filled, has_stand_in
 
 _MAX_CALLS = 200  # different calls of one macro that are looked at within one item
 _MAX_CALL = 2000  # characters of one
-_WORD = re.compile(r"[A-Za-z_][\w:]*$")
-# `NAME(a, b)`: the arguments are single names.
-_PLAIN_CALL = re.compile(
-    r"\s*([A-Za-z_]\w*)\s*\(\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*\)\s*(;?)\s*$"
-)
+_IN_WORD = re.compile(r"\w")
+_PARENTHESIS = re.compile(r"[()]")
 
-# The parts of a name made with ##: words, and places of parameters.
-Paste = tuple[str | int, ...]
 # The definitions of each macro, by place in the project's order.
 Values = Mapping[str, Sequence[tuple[int, Macro]]]
-
-
-class _Said(NamedTuple):
-    """The names that a call declares, and those that it uses."""
-
-    names: tuple[str, ...]
-    uses: frozenset[str]
-
-    def filled(self, standing: Sequence[str], arguments: Sequence[str]) -> "_Said":
-        """The same with arguments in place of what stood for them."""
-
-        def fill(name: str) -> str:
-            if "argument" in name:
-                for old, new in zip(standing, arguments, strict=True):
-                    name = name.replace(old, new)
-            return name
-
-        return _Said(tuple(map(fill, self.names)), frozenset(map(fill, self.uses)))
 
 
 class Macros:
@@ -54,23 +34,26 @@ class Macros:
         self._project = ordered.project
         self._values = self._read()
         self.pasting = self._find_pasting()
-        self._pastes: dict[tuple[str, str], tuple[Paste, ...] | None] = {}
-        self._patterns: dict[tuple[int, Macro, int, str, bool], _Said | None] = {}
-        self._at_end: dict[str, Table] = {}  # of each file, the macros as they are at its end
+        defines = self._project.defines
+        self._without_body = Answers(read_call, defines, is_macro_word)
+        self._with_body = Answers(read_call_with_body, defines, is_macro_word)
+        self._made = Answers(partial(_names_made, self.pasting), defines)
+        self._found_pastes = Answers(partial(find_pastes, self.pasting), defines)
+        self._pastes: dict[tuple[str, str], Pastes | None] = {}
+        self._tables: dict[str, Table] = {}
         self._expanded: dict[tuple[str, str], frozenset[str]] = {}
 
     def value(self, name: str, i: int, seen: int) -> Macro | None:
         """What a macro stands for at item `i`: its last definition before, in files of `seen`."""
         return _last_before(self._values, self._ordered.bits, i, seen, name)
 
-    def before(self, ids: Iterable[int], i: int) -> int:
+    def before(self, ids: Sequence[int], i: int) -> int:
         """Of the definitions of one name the one in force at item `i`, or -1."""
+        place = bisect_left(ids, i)
+        if place > 0:
+            return ids[place - 1]
         bits = self._ordered.bits
-        best = -1
-        for j in ids:
-            if (j < i or best < 0) and (j <= i or bits[j] == bits[i]):
-                best = j
-        return best
+        return next((j for j in ids if bits[j] == bits[i]), -1)
 
     def declared(self, i: int) -> Item:
         """A macro call with the names that its expansion declares and uses."""
@@ -82,7 +65,7 @@ class Macros:
         said = self._said(i, self._project.context(path), code, bodied)
         if said is None:
             return item
-        names, uses = said.names, said.uses
+        names, uses = said.declared, said.uses
         if bodied:  # names made of the call's arguments: others are not this call's alone
             words = set(names_in(code.partition("(")[2]))
             names = tuple(name for name in names if any(word in name for word in words))
@@ -93,78 +76,34 @@ class Macros:
             uses=tuple(sorted(uses.union(item.uses))), members=(), flags=item.flags | {"expanded"},
         )  # fmt: skip
 
-    def _said(self, i: int, seen: int, code: str, bodied: bool) -> _Said | None:
-        """What a call says; asked once for all calls of a macro that differ in plain names only."""
-        plain = _PLAIN_CALL.match(code)
-        if plain is None:
-            return self._read_call(i, seen, code, bodied)
-        name, listed, end = plain.groups()
-        arguments = [argument.strip() for argument in listed.split(",")]
-        macro = self.value(name, i, seen)
-        if macro is None or any(self._project.defines(argument) for argument in arguments):
-            return self._read_call(i, seen, code, bodied)
-        standing = [f"argument{k}_" for k in range(len(arguments))]
-        key = (seen, macro, len(arguments), end, bodied)
-        if key not in self._patterns:
-            call = f"{name}({', '.join(standing)}){end}"
-            self._patterns[key] = self._read_call(i, seen, call, bodied)
-        pattern = self._patterns[key]
-        return pattern.filled(standing, arguments) if pattern is not None else None
-
-    def _read_call(self, i: int, seen: int, code: str, bodied: bool) -> _Said | None:
-        """What a call at item `i` says, by its expansion; None where it is no macro's."""
+    def _said(self, i: int, seen: int, code: str, bodied: bool) -> CallNames | None:
+        """What a call at item `i` says; None where it is no macro's."""
 
         def lookup(name: str) -> Macro | None:
             return self.value(name, i, seen)
 
-        expanded = expand(code, Table(lookup))
-        if expanded == code:
-            return None
-        if bodied:
-            expanded += "{}"
-        inner = parse(expanded, expanded, lookup).items
-        names = [
-            f"{part.qualifier}::{name}" if part.qualifier else name
-            for part in inner
-            for name in part.names
-            if not part.owner
-        ]
-        uses: set[str] = set()
-        for part in inner:
-            for piece in (part, *part.members):
-                named = (*piece.uses, *piece.body_uses)
-                uses.update(named)
-                if part.qualifier:
-                    uses.update(f"{part.qualifier}::{use}" for use in named if "::" not in use)
-        return _Said(tuple(names), frozenset(uses))
+        answers = self._with_body if bodied else self._without_body
+        said, filling = answers.ask(code, lookup)
+        if said is None or not filling:
+            return said
+        return said.filled(filling) or answers.exactly(code, lookup)
 
-    def pasted(self, i: int, name: str) -> set[str]:
+    def pasted(self, i: int, name: str) -> Set[str]:
         """The names that calls of the pasting macro `name` within item `i` make."""
         item, path = self._ordered.items[i], self._ordered.paths[i]
-        if item.kind == "define":
-            return set()
-        seen = self._project.context(path)
-        macro = self.value(name, i, seen)
-        if macro is None:
-            return set()
+        at_end = self._at_end(path)
+        if item.kind == "define" or at_end[name] is None:
+            return frozenset()
         key = (name, path)
         if key not in self._pastes:
-            last = self._ordered.by_path[path][-1]
-            self._pastes[key] = self._find_pastes(name, last, seen, frozenset())
+            self._pastes[key] = self._found_pastes.exactly(name, at_end.__getitem__)
         pastes = self._pastes[key]
         if pastes is None:
             made: set[str] = set()
             for call in self._calls(i, name):
                 made |= self._by_expansion(path, call)
             return made
-        names = {"".join(map(str, paste)) for paste in pastes if _is_constant(paste)}
-        open_ones = [paste for paste in pastes if not _is_constant(paste)]
-        if open_ones:
-            for call in self._calls(i, name):
-                arguments = _split(call[call.index("(") + 1 : -1])
-                for paste in open_ones:
-                    names.add("".join(_filled(paste, arguments)))
-        return {made for made in names if _WORD.match(made)}
+        return pastes.made_by(self._calls(i, name)) if pastes.open else pastes.fixed
 
     def _read(self) -> dict[str, list[tuple[int, Macro]]]:
         values: dict[str, list[tuple[int, Macro]]] = defaultdict(list)
@@ -196,101 +135,46 @@ class Macros:
             todo.extend(more)
         return frozenset(found)
 
-    def _find_pastes(
-        self, name: str, i: int, seen: int, within: frozenset[str]
-    ) -> tuple[Paste, ...] | None:
-        """The names that calls of a macro make; None where only expansion can tell."""
-        macro = self.value(name, i, seen)
-        if macro is None or macro.params is None or name in within:
-            return ()
-        tokens = [token for token in tokens_of(macro.body) if not token.isspace()]
-        places = {param: k for k, param in enumerate(macro.params)}
-        found: dict[Paste, None] = {}
-        at = 0
-        while at < len(tokens):
-            token = tokens[at]
-            if at + 1 < len(tokens) and tokens[at + 1] == "##":
-                made = [*_scope_before(tokens, at, places), places.get(token, token)]
-                while at + 2 < len(tokens) and tokens[at + 1] == "##":
-                    made.append(places.get(tokens[at + 2], tokens[at + 2]))
-                    at += 2
-                if tokens[at + 1 : at + 2] == ["("] or "__VA_ARGS__" in places:
-                    return None
-                found[tuple(made)] = None
-            elif token in self.pasting and tokens[at + 1 : at + 2] == ["("]:
-                inner = self._find_pastes(token, i, seen, within | {name})
-                if inner is None:
-                    return None
-                arguments = _arguments(tokens, at + 2)
-                scope = _scope_before(tokens, at, places)
-                for paste in inner:
-                    filled = self._within(paste, arguments, places, i, seen)
-                    if filled is None:
-                        return None
-                    found[(*scope, *filled)] = None
-            at += 1
-        return tuple(found)
-
-    def _within(
-        self,
-        paste: Paste,
-        arguments: Sequence[Sequence[str]],
-        places: dict[str, int],
-        i: int,
-        seen: int,
-    ) -> Paste | None:
-        """A paste of an inner macro in terms of the outer one's parameters."""
-        made: list[str | int] = []
-        for part in paste:
-            if isinstance(part, str):
-                made.append(part)
-                continue
-            argument = arguments[part] if part < len(arguments) else ()
-            if len(argument) > 1:
-                return None
-            for token in argument:
-                macro = self.value(token, i, seen) if token not in places else None
-                if macro is not None and macro.params is None:
-                    token = macro.body.strip()
-                made.append(places.get(token, token))
-        return tuple(made)
+    def _at_end(self, path: str) -> Table:
+        """The macros as they are at the end of a file."""
+        found = self._tables.get(path)
+        if found is None:
+            last, seen = self._ordered.by_path[path][-1], self._project.context(path)
+            look = partial(_last_before, self._values, self._ordered.bits, last, seen)
+            found = self._tables[path] = Table(look)
+        return found
 
     def _by_expansion(self, path: str, call: str) -> frozenset[str]:
         """The names in the expansion of a call in a file, macros that paste nothing left alone."""
         found = self._expanded.get((path, call))
         if found is not None:
             return found
-        at_end = self._at_end.get(path)
-        if at_end is None:
-            last, seen = self._ordered.by_path[path][-1], self._project.context(path)
-            look = partial(_last_before, self._values, self._ordered.bits, last, seen)
-            at_end = self._at_end[path] = Table(look)
-        names: set[str] = set()
-
-        def lookup(word: str) -> Macro | None:
-            macro = at_end[word]
-            if macro is None:
-                return None
-            names.add(word)
-            return macro if macro.params is None or word in self.pasting else None
-
-        names.update(names_in(blank_literals(expand(call, Table(lookup)))))
-        found = self._expanded[path, call] = frozenset(names)
-        return found
+        names, filling = self._made.ask(call, self._at_end(path).__getitem__)
+        if filling:
+            made = {name for name in names if has_stand_in(name)}
+            names = names - made
+            for name in made:
+                names = names.union(names_in(blank_literals(filled(name, filling))))
+        self._expanded[path, call] = names
+        return names
 
     def _calls(self, i: int, name: str) -> list[str]:
         """The different calls of a macro within an item."""
         item = self._ordered.items[i]
-        code = self._project.text(self._ordered.paths[i])[item.begin : item.end]
+        code = self._project.text(self._ordered.paths[i])
         calls: dict[str, None] = {}
-        if name not in code:
+        if code.find(name, item.begin, item.end) < 0:
             return []
-        for found in re.finditer(rf"\b{name}\s*\(", code):
+        # Not after \b: the search for a text that begins with letters is much the faster.
+        for found in re.compile(rf"{name}\s*\(").finditer(code, item.begin, item.end):
+            start = found.start()
+            if start > item.begin and _IN_WORD.match(code[start - 1]):
+                continue
             depth = 0
-            for end in re.finditer(r"[()]", code[found.start() : found.start() + _MAX_CALL]):
-                depth += 1 if end.group() == "(" else -1
+            for end in _PARENTHESIS.finditer(code, start, min(item.end, start + _MAX_CALL)):
+                depth += 1 if end[0] == "(" else -1
                 if depth == 0:
-                    calls[code[found.start() : found.start() + end.end()]] = None
+                    calls[code[start : end.end()]] = None
                     break
             if len(calls) >= _MAX_CALLS:
                 break
@@ -307,53 +191,23 @@ def _last_before(values: Values, bits: Sequence[int], i: int, seen: int, name: s
     return best
 
 
+def _names_made(pasting: Set[str], call: str, lookup: Lookup) -> frozenset[str]:
+    """The names in the expansion of a call, and its macros that paste nothing."""
+    names: set[str] = set()
+
+    def pastes(word: str) -> Macro | None:
+        macro = lookup(word)
+        if macro is None:
+            return None
+        names.add(word)
+        return macro if macro.params is None or word in pasting else None
+
+    names.update(names_in(blank_literals(expand(call, Table(pastes)))))
+    return frozenset(names)
+
+
 def chain_of(item: Item) -> str:
     """The name that a macro stands for, where it is one: `#define NAMESPACE rocksdb`."""
     if "function" in item.flags or len(item.uses) != 1:
         return ""
     return item.uses[0]
-
-
-def _scope_before(tokens: Sequence[str], at: int, places: dict[str, int]) -> Paste:
-    """The `a::b::` that stands before a token."""
-    start = at
-    while start >= 3 and tokens[start - 1] == tokens[start - 2] == ":":
-        if not _WORD.match(tokens[start - 3]):
-            break
-        start -= 3
-    return tuple(places.get(token, token) for token in tokens[start:at])
-
-
-def _is_constant(paste: Paste) -> bool:
-    return all(isinstance(part, str) for part in paste)
-
-
-def _filled(paste: Paste, arguments: Sequence[str]) -> Iterable[str]:
-    for part in paste:
-        if isinstance(part, str):
-            yield part
-        elif part < len(arguments):
-            yield arguments[part]
-
-
-def _split(code: str) -> list[str]:
-    """The arguments of a call, at commas outside of parentheses."""
-    return ["".join(argument).strip() for argument in _arguments(tokens_of(code), 0)]
-
-
-def _arguments(tokens: Sequence[str], at: int) -> list[list[str]]:
-    """The arguments of a call from the token after its parenthesis on."""
-    arguments: list[list[str]] = [[]]
-    depth = 0
-    for token in tokens[at:]:
-        if token in ("(", "[", "{"):
-            depth += 1
-        elif token in (")", "]", "}"):
-            depth -= 1
-            if depth < 0:
-                break
-        elif token == "," and depth == 0:
-            arguments.append([])
-            continue
-        arguments[-1].append(token)
-    return arguments

@@ -26,6 +26,8 @@ from nanochat_chunker.slicing.symbols import Symbols
 _TYPES = frozenset(("class", "enum", "alias", "forward", "using"))
 _HAVE_COMPANIONS = frozenset(("alias", "class", "function", "prototype", "forward", "enum"))
 _FIRST_ARGUMENT = re.compile(r"\w+\s*\(\s*(\w+)\s*,")
+_BEFORE_ARGUMENTS = re.compile(r"([A-Za-z_]\w*)\s*<")
+_CLASS_KEY = re.compile(r"\b(?:class|struct|union)\b")
 _MAX_BODIES = 4  # overloads of one name whose bodies come along with a call
 
 _MAX_VIEWS = 16
@@ -250,8 +252,12 @@ class Graph:
         head = self.project.text(self.paths[j])[
             item.begin : item.tail if item.tail > 0 else item.end
         ]
-        found = re.search(rf"\b(?:class|struct|union)\b[^;{{}}]*?\b{item.names[0]}\s*<", head)
-        return names_in(outermost(head[found.end() :])) if found is not None else item.uses
+        for named in _BEFORE_ARGUMENTS.finditer(head):
+            if named[1] == item.names[0]:
+                since = max(head.rfind(mark, 0, named.start()) for mark in ";{}") + 1
+                if _CLASS_KEY.search(head, since, named.start()):
+                    return names_in(outermost(head[named.end() :]))
+        return item.uses
 
     def companions(self, i: int) -> Ids:
         """What no name asks for once `i` is there.
@@ -291,10 +297,15 @@ class Graph:
     def find_followers(self) -> dict[int, list[Follower]]:
         """Each under one item only; closures keep those that wait for another."""
         found: dict[int, list[Follower]] = defaultdict(list)
+        waiting: dict[int, Follower] = {}
         for i, item in enumerate(self.items):
             for j in self.companions(i):
-                at_once = item.kind == "forward"
-                found[i].append(Follower(j, frozenset(() if at_once else self.types(j))))
+                if item.kind == "forward":
+                    found[i].append(Follower(j, frozenset()))
+                    continue
+                if j not in waiting:
+                    waiting[j] = Follower(j, frozenset(self.types(j)))
+                found[i].append(waiting[j])
         operators = {j: self.types(j) for j in self.symbols.operators}
         asked = Counter(k for types in operators.values() for k in types)
         for j, types in operators.items():

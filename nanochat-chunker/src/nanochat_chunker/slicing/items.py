@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 # Kinds of items that define something: what documents are built around.
@@ -62,7 +63,7 @@ class Item:
     @property
     def qualifier(self) -> str:
         """The scope as it is written before a name, unnamed and inline namespaces left out."""
-        return "::".join(frame.name for frame in self.scope if frame.name)
+        return _qualifier(self.scope)
 
     def size(self, declared: bool) -> int:
         """The length of its text, with or without bodies; what a configuration cuts counts too."""
@@ -71,6 +72,11 @@ class Item:
         if self.kind == "function" and self.tail >= 0:
             return self.tail - self.start + 1
         return self.end - self.start - _bodies(self.members)
+
+
+@lru_cache(maxsize=1 << 12)
+def _qualifier(scope: Scope) -> str:
+    return "::".join(frame.name for frame in scope if frame.name)
 
 
 def flatten(members: tuple[Item, ...]) -> Iterable[Item]:

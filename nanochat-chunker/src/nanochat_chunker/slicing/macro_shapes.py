@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nanochat_chunker.slicing.items import Frame
@@ -152,7 +153,7 @@ class MacroShapes:
             shape = self._stands(name, _kinds(arguments))
         return shape or _shape_of(expand(call, self._macros))
 
-    def _arguments(self, name: str, end: int) -> tuple[str, list[list[str]] | None]:
+    def _arguments(self, name: str, end: int) -> tuple[str, Sequence[Sequence[str]] | None]:
         """A call that ends at `end`, and its arguments."""
         begin = self.clean.rfind(name, 0, end)
         call = name + self.clean[self.clean.find("(", begin) : end]
@@ -170,7 +171,7 @@ class MacroShapes:
         return self._standing[key]
 
 
-def _kinds(arguments: list[list[str]]) -> tuple[str, ...]:
+def _kinds(arguments: Sequence[Sequence[str]]) -> tuple[str, ...]:
     firsts = ("".join(argument).strip()[:1] for argument in arguments)
     return tuple(_STAND_IN if first not in ("", "(") else first for first in firsts)
 

@@ -1,6 +1,7 @@
 """Words that look like macros, and what they do to the declarations around them."""
 
 import re
+from functools import lru_cache
 
 MACRO_WORD = re.compile(
     r"[A-Z][A-Z0-9_]{2,}|\w*_?(?:API|EXPORT|IMPORT|DLL|EXPORTED|VISIBLE|PUBLIC)_?"
@@ -21,6 +22,7 @@ _ANNOTATED = re.compile(
 )
 
 
+@lru_cache(maxsize=1 << 14)
 def is_macro_word(word: str) -> bool:
     """Whether a word looks like a macro by its letters, or is no type before a declarator."""
     return word in _NOT_TYPES or MACRO_WORD.fullmatch(word) is not None

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ _TOKEN = re.compile(
     r'[A-Za-z_]\w*|\.?\d(?:[eEpP][+-]|[\w.\'])*|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|##|\s+|.',
     re.DOTALL,
 )
+_OPENING = frozenset("([{")
+_PUNCTUATION = frozenset("([{)]},")
 _DEFINE = re.compile(r"\s*([A-Za-z_]\w*)(?:\(([^()]*)\))?")
 
 # Expansion stops here: a text that grows further is an attack or a mistake, not a declaration.
@@ -82,6 +85,8 @@ def expand(text: str, macros: Table) -> str:
 def _expand(
     tokens: Sequence[str], macros: Table, hidden: frozenset[str], budget: list[int], depth: int
 ) -> list[str]:
+    if not any(map(macros.__getitem__, tokens)):
+        return list(tokens)
     out: list[str] = []
     i = 0
     while i < len(tokens):
@@ -91,17 +96,22 @@ def _expand(
         if macro is None or token in hidden or depth >= _MAX_DEPTH or budget[0] <= 0:
             out.append(token)
             continue
+        body: Sequence[str]
         if macro.params is None:
-            body: Sequence[str] = tokens_of(macro.body)
+            body = tokens_of(macro.body)
+            pastes = "##" in body
         else:
             arguments, after = arguments_at(tokens, i)
             if arguments is None:
                 out.append(token)
                 continue
             i = after
-            body = _substitute(macro, arguments, macros, hidden, budget, depth)
+            plan = _plan(macro)
+            body = _substitute(plan, arguments, macros, hidden, budget, depth)
+            pastes = plan.pastes
         budget[0] -= len(body) + 1
-        body = _paste(body)
+        if pastes:
+            body = _paste(body)
         # Rescanned together with what follows, for `#define CALL f` and then `CALL(x)`.
         rest = _expand(body, macros, hidden | {token}, budget, depth + 1)
         if rest and i < len(tokens) and tokens[i] == "(":
@@ -119,71 +129,107 @@ def _expand(
     return out
 
 
-def arguments_at(tokens: Sequence[str], i: int) -> tuple[list[list[str]] | None, int]:
+def arguments_at(tokens: Sequence[str], i: int) -> tuple[list[Sequence[str]] | None, int]:
     """The arguments of a call whose parenthesis is to come at `i`, and the place after it."""
     while i < len(tokens) and tokens[i].isspace():
         i += 1
     if i >= len(tokens) or tokens[i] != "(":
         return None, i
-    depth = 0
-    arguments: list[list[str]] = [[]]
-    for j in range(i, len(tokens)):
+    depth = 1
+    arguments: list[Sequence[str]] = []
+    begin = i + 1
+    for j in range(begin, len(tokens)):
         token = tokens[j]
-        if token in "([{" and token:
+        if token not in _PUNCTUATION:
+            continue
+        if token in _OPENING:
             depth += 1
-            if depth == 1:
-                continue
-        elif token in ")]}":
+        elif token != ",":
             depth -= 1
             if depth == 0:
+                arguments.append(tokens[begin:j])
                 return arguments, j + 1
-        elif token == "," and depth == 1:
-            arguments.append([])
-            continue
-        arguments[-1].append(token)
+        elif depth == 1:
+            arguments.append(tokens[begin:j])
+            begin = j + 1
     return None, i
 
 
+class _Use(Enum):
+    """How the body of a macro takes an argument: expanded, next to ##, or after #."""
+
+    EXPANDED = auto()
+    PASTED = auto()
+    QUOTED = auto()
+
+
+class _Plan(NamedTuple):
+    """The body of a macro as runs of tokens, each with the argument after it."""
+
+    runs: tuple[tuple[tuple[str, ...], int, _Use], ...]
+    rest: tuple[str, ...]  # the tokens after the last argument
+    pastes: bool  # whether there is a ##
+    count: int  # of parameters
+    variadic: bool
+
+
+@lru_cache(maxsize=1 << 13)
+def _plan(macro: Macro) -> _Plan:
+    params = macro.params or ()
+    places = {name: k for k, name in enumerate(params)}
+    body = tokens_of(macro.body)
+    runs: list[tuple[tuple[str, ...], int, _Use]] = []
+    run: list[str] = []
+    for k, token in enumerate(body):
+        if token in places:
+            before = _neighbour(body, k, -1)
+            if before == "#":
+                use = _Use.QUOTED
+            elif before == "##" or _neighbour(body, k, 1) == "##":
+                use = _Use.PASTED
+            else:
+                use = _Use.EXPANDED
+            runs.append((tuple(run), places[token], use))
+            run = []
+        elif token != "#":
+            run.append(token)
+    return _Plan(tuple(runs), tuple(run), "##" in body, len(params), macro.variadic)
+
+
 def _substitute(
-    macro: Macro,
-    arguments: list[list[str]],
+    plan: _Plan,
+    arguments: list[Sequence[str]],
     macros: Table,
     hidden: frozenset[str],
     budget: list[int],
     depth: int,
 ) -> list[str]:
-    params = macro.params or ()
-    if macro.variadic and len(arguments) > len(params):
-        last = arguments[len(params) - 1 :]
+    """The body of a macro with arguments in place of its parameters."""
+    if plan.variadic and len(arguments) > plan.count:
         joined: list[str] = []
-        for k, part in enumerate(last):
-            joined.extend(([","] if k else []) + part)
-        arguments = [*arguments[: len(params) - 1], joined]
-    by_name = {name: arguments[k] if k < len(arguments) else [] for k, name in enumerate(params)}
-    expanded: dict[str, list[str]] = {}
-    body = tokens_of(macro.body)
+        for part in arguments[plan.count - 1 :]:
+            joined += part
+            joined.append(",")
+        arguments = [*arguments[: plan.count - 1], joined[:-1]]
+    expanded: dict[int, list[str]] = {}
     out: list[str] = []
-    for k, token in enumerate(body):
-        if token == "#" and macro.params is not None:
-            continue
-        if token not in by_name:
-            out.append(token)
-            continue
-        before = _neighbour(body, k, -1)
-        if before == "#":
-            argument = "".join(by_name[token]).strip()
-            out.append('"' + argument.replace("\\", "\\\\").replace('"', '\\"') + '"')
-        elif before == "##" or _neighbour(body, k, 1) == "##":
-            out.extend(_trimmed(by_name[token]))
+    for run, place, use in plan.runs:
+        out += run
+        argument = trimmed(arguments[place]) if place < len(arguments) else []
+        if use is _Use.EXPANDED:
+            if place not in expanded:
+                expanded[place] = _expand(argument, macros, hidden, budget, depth + 1)
+            out += expanded[place]
+        elif use is _Use.PASTED:
+            out += argument
         else:
-            if token not in expanded:
-                argument_tokens = _trimmed(by_name[token])
-                expanded[token] = _expand(argument_tokens, macros, hidden, budget, depth + 1)
-            out.extend(expanded[token])
+            text = "".join(argument).replace("\\", "\\\\").replace('"', '\\"')
+            out.append(f'"{text}"')
+    out += plan.rest
     return out
 
 
-def _trimmed(tokens: list[str]) -> list[str]:
+def trimmed(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens without white space around them."""
     first, last = 0, len(tokens)
     while first < last and tokens[first].isspace():
@@ -200,9 +246,7 @@ def _neighbour(tokens: Sequence[str], i: int, step: int) -> str:
     return tokens[i] if 0 <= i < len(tokens) else ""
 
 
-def _paste(tokens: Sequence[str]) -> Sequence[str]:
-    if "##" not in tokens:
-        return tokens
+def _paste(tokens: Sequence[str]) -> list[str]:
     out: list[str] = []
     glue = False
     for token in tokens:
@@ -210,11 +254,9 @@ def _paste(tokens: Sequence[str]) -> Sequence[str]:
             while out and out[-1].isspace():
                 out.pop()
             glue = bool(out)
-        elif glue and token.isspace():
-            continue
-        elif glue:
-            out[-1] += token
-            glue = False
-        else:
+        elif not glue:
             out.append(token)
-    return _TOKEN.findall("".join(out))
+        elif not token.isspace():
+            out[-1:] = _TOKEN.findall(out[-1] + token)
+            glue = False
+    return out

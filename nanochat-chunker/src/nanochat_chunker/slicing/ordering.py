@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import replace
 
-from nanochat_chunker.slicing.items import Frame, Item
+from nanochat_chunker.slicing.items import Frame, Item, Scope
 from nanochat_chunker.slicing.project import Configured
 
 
@@ -19,6 +19,7 @@ class Ordered:
         self.items: list[Item] = []
         self.paths: list[str] = []
         self.by_path: dict[str, list[int]] = defaultdict(list)
+        self._scopes: dict[Scope, Scope] = {}
         textual = _textual(project)
         for path, item, outer in project.ordered():
             if path in textual:
@@ -33,8 +34,11 @@ class Ordered:
 
     def _scoped(self, item: Item) -> Item:
         """An item whose namespaces are not named by macros."""
-        if any(self.project.defines(frame.name) for frame in item.scope if frame.name):
-            item.scope = tuple(self._frame(frame) for frame in item.scope)
+        scope = self._scopes.get(item.scope)
+        if scope is None:
+            scope = self._scopes[item.scope] = tuple(map(self._frame, item.scope))
+        if scope != item.scope:
+            item.scope = scope
         return item
 
     def _frame(self, frame: Frame) -> Frame:
