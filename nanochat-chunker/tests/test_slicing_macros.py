@@ -109,7 +109,7 @@ def test_an_answer_goes_for_calls_that_differ_in_their_arguments_until_a_macro_d
     ],
 )
 def test_names_made_with_pastes(name, calls, made):
-    pastes = find_pastes(name, MACROS.get, {"TEST", "FLAG", "OUTER"})
+    pastes = find_pastes({"TEST", "FLAG", "OUTER"}, name, MACROS.get)
     assert {word for word in pastes.made_by(calls) if word.endswith("_Test")} == made
 
 
