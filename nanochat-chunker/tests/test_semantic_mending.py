@@ -9,7 +9,9 @@ from nanochat_chunker.semantic import ProjectReader, SourceFile, units_of
 from nanochat_chunker.semantic.arguments import flags_of_headers
 from nanochat_chunker.semantic.bindings import library_path
 from nanochat_chunker.semantic.checking import Checker, complaints_of
+from nanochat_chunker.semantic.graph import SemanticGraph
 from nanochat_chunker.semantic.lean import without_comments
+from nanochat_chunker.semantic.mending import CheckedLadder
 from nanochat_chunker.slicing import index_file
 from nanochat_chunker.verify.compiler import find_compiler
 
@@ -97,6 +99,20 @@ def test_lists_within_a_class_come_with_what_they_include(document):
     text, _ = document(tree, "int user()")
     assert "int second() const;" in text
     assert "#include" not in text
+
+
+def test_where_facts_mislead_the_document_is_made_by_names(document, monkeypatch):
+    monkeypatch.setattr(SemanticGraph, "needs", lambda *_: ())
+    monkeypatch.setattr(CheckedLadder, "_wanted", lambda *_: iter(()))
+    tree = {
+        "a.h": "struct Point { int x; };\nint length(const Point& point);\n",
+        "a.cc": '#include "a.h"\nstatic int twice(int x) { return 2 * x; }\n'
+        "int user(const Point& point) { return twice(length(point)); }\n",
+    }
+    text, notes = document(tree, "int user(")
+    assert "struct Point" in text
+    assert notes["documents_by_names"] == 1
+    assert "documents_with_errors" not in notes
 
 
 def test_a_document_that_was_mended_counts_once(document):

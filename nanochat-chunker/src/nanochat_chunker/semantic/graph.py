@@ -36,12 +36,13 @@ def semantic_slicer(
     """The slicer of a project by the facts of its files, those that fell back among them."""
     told = told_by(facts, indexes)
 
+    def without_facts() -> Graph:
+        return Graph(Configured(indexes, read_text, options.project))
+
     def ladder(graph: Graph, options: SliceOptions, measure: Callable[[str], int]) -> Ladder:
-        return (
-            CheckedLadder(graph, options, measure, checker)
-            if checker
-            else Ladder(graph, options, measure)
-        )
+        if checker is None:
+            return Ladder(graph, options, measure)
+        return CheckedLadder(graph, options, measure, checker, without_facts=without_facts)
 
     return ProjectSlicer(
         indexes, read_text, options, measure, told,

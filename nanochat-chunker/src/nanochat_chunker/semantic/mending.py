@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
+from nanochat_chunker.semantic.by_names import ByNames
 from nanochat_chunker.semantic.checking import Checker, Complaint
 from nanochat_chunker.semantic.complaints import (
     is_of_unknown,
@@ -33,7 +34,8 @@ class CheckedLadder(Ladder):
     """A ladder whose documents are given to libclang before they are given out.
 
     What it says is missing, and the file sees, comes along. A body that it still refuses becomes a
-    declaration, unless it is a root's. `notes` counts what became of the documents.
+    declaration, unless it is a root's. Where that does not help, the document begins with the least
+    that may do, or is made by names alone. `notes` counts what became of the documents.
     """
 
     _rounds = 8  # of mending; most documents that can be mended are so after two
@@ -47,10 +49,13 @@ class CheckedLadder(Ladder):
         measure: Callable[[str], int],
         checker: Checker,
         by_name: Mapping[str, list[int]] | None = None,
+        without_facts: Callable[[], Graph] | None = None,
     ) -> None:
+        """`without_facts` makes the graph of the same project by names alone."""
         super().__init__(graph, options, measure)
         self._options = options
         self._checker = checker
+        self._without_facts = without_facts
         self._by_name = _by_name(graph) if by_name is None else by_name
 
     def _write(self, closure: Closure, roots: Sequence[int], rung: str) -> Slice | None:
@@ -67,6 +72,9 @@ class CheckedLadder(Ladder):
             lean = self._lean.document(closure.path, roots, closure.limit, rung)
             if lean is not None:
                 slice_, found = lean, []
+            elif (plain := self._by_names(closure, roots, rung, in_c)) is not None:
+                self.notes["documents_by_names"] += 1
+                return plain
         self.notes["documents_with_errors" if found else "documents_mended"] += 1
         return slice_
 
@@ -109,6 +117,23 @@ class CheckedLadder(Ladder):
         """What a quick look finds, or else a whole one."""
         found = self._checker.complaints(slice_.text, in_c, quick=True)
         return found if found != [] else self._checker.complaints(slice_.text, in_c)
+
+    def _by_names(
+        self, closure: Closure, roots: Sequence[int], rung: str, in_c: bool
+    ) -> Slice | None:
+        """The first document without errors as it is without facts."""
+        if self._plain is None:
+            return None
+        for slice_ in self._plain.documents_like(self._graph, closure, roots, rung):
+            if self._checker.complaints(slice_.text, in_c) == []:
+                return slice_
+        return None
+
+    @cached_property
+    def _plain(self) -> ByNames | None:
+        if self._without_facts is None:
+            return None
+        return ByNames(self._without_facts(), self._options, self._measure)
 
     @cached_property
     def _lean(self) -> "_LeanLadder":

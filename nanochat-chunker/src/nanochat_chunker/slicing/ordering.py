@@ -37,9 +37,7 @@ class Ordered:
         scope = self._scopes.get(item.scope)
         if scope is None:
             scope = self._scopes[item.scope] = tuple(map(self._frame, item.scope))
-        if scope != item.scope:
-            item.scope = scope
-        return item
+        return replace(item, scope=scope) if scope != item.scope else item
 
     def _frame(self, frame: Frame) -> Frame:
         name = frame.name
