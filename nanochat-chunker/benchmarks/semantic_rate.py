@@ -41,12 +41,13 @@ ROOTS = 6  # of one job
 
 
 class OnlyFor(Checker):
-    """Checks the documents that hold a line, since only one of a file's is looked at."""
+    """Checks the documents that hold some lines, since only one of a file's is looked at."""
 
-    line = ""
+    lines = ()
 
     def complaints(self, text, c, quick=False):
-        return super().complaints(text, c, quick) if self.line in text else []
+        held = all(line in text for line in self.lines)
+        return super().complaints(text, c, quick) if held else []
 
 
 class Project:
@@ -146,8 +147,7 @@ def rows_job(folder, roots, budgets, facts_file, compiler, failures):
         plain, (checker, semantic), facts = slicers(folder, budget, facts_file)
         for root, row in zip(roots, rows, strict=True):
             row["fallback"] = facts[root.path].fallback if root.path in facts else "not read"
-            text = project_of(folder).texts[root.path]
-            checker.line = text.split("\n")[root.line - 1].strip()
+            checker.lines = first_lines(project_of(folder).texts[root.path], root)
             for way, made in (("plain", plain), ("semantic", semantic)):
                 start = cpu()
                 piece = holding(made, root)
@@ -157,6 +157,18 @@ def rows_job(folder, roots, budgets, facts_file, compiler, failures):
         checker.close()  # its time counts once it has ended
     spent["semantic slicing"] += cpu(children=True)
     return rows, spent
+
+
+def first_lines(text, root):
+    """The first lines of a root that are surely of it: what follows a directive may be left out."""
+    found = []
+    for line in map(str.strip, text.split("\n")[root.line - 1 : root.line + 5]):
+        if line.startswith("#"):
+            break
+        found.append(line)
+        if line.endswith((";", "}")):
+            break
+    return found
 
 
 def cpu(children=False):
