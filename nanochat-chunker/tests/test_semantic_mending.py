@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_chunker.includes import find_includes
-from nanochat_chunker.semantic import ProjectReader, SourceFile, units_of
+from nanochat_chunker.semantic import ProjectReader, SourceFile, checking, units_of
 from nanochat_chunker.semantic.arguments import flags_of_headers
 from nanochat_chunker.semantic.bindings import library_path
 from nanochat_chunker.semantic.checking import Checker, complaints_of
@@ -69,6 +69,18 @@ def test_what_could_not_be_looked_at_is_not_taken_for_good(make, chunk, monkeypa
     texts, _ = chunk(make(tree), "--compilable", "--semantic", "--max-tokens", "100")
     [text] = [text for text in texts if "int user(" in text]
     assert '#include "big.h"' in text
+
+
+def test_a_file_of_many_documents_has_its_share_of_looks(make, chunk, monkeypatch):
+    monkeypatch.setattr(checking, "_LOOKS", 3)
+    functions = "".join(
+        f"int f{n}() {{\n" + "".join(f"  // {n}, {k}: what it does.\n" for k in range(12)) + "}\n"
+        for n in range(8)
+    )
+    folder = make({"p/a.cc": functions, "p/b.cc": "int other() { return 1; }\n"})
+    texts, manifest = chunk(folder, "--compilable", "--semantic", "--max-tokens", "100")
+    assert all(any(f"int f{n}()" in text for text in texts) for n in range(8))
+    assert manifest["files"]["notes"]["documents_not_checked"] == len(texts) - 4
 
 
 def test_of_many_specialisations_comes_the_one_that_clang_speaks_of(document):

@@ -19,6 +19,7 @@ from nanochat_chunker.semantic.translation import Precompiled, translation_unit
 from nanochat_chunker.slicing.system_headers import headers_of_cpp
 
 _SECONDS = 120.0  # of one document; the slowest of real ones takes 5 on an idle machine
+_LOOKS = 300  # at documents of one file: minutes, where one with hundreds would take hours
 _MOST = 40  # complaints that are read; the rest follow from the first
 _LENGTH = struct.Struct("<Q")
 
@@ -77,13 +78,21 @@ class Checker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._looks = 0
+
+    def next_file(self) -> None:
+        """The documents to come are of another file."""
+        self._looks = 0
 
     def complaints(self, text: str, c: bool, quick: bool = False) -> list[Complaint] | None:
-        """The errors of a document; None where it could not be checked.
+        """The errors of a document; None where it could not be checked, or its file had its share.
 
         A `quick` look takes a quarter of the time, and may miss errors: all headers of C++ are
         there, included or not, and nothing is looked at in the bodies of their functions.
         """
+        if self._looks == _LOOKS:
+            return None
+        self._looks += 1
         try:
             process = self._process = self._process or _start()
             assert process.stdin is not None

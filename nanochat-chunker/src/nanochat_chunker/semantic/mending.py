@@ -1,7 +1,7 @@
 """Documents that libclang has seen: what it misses is brought along, what it refuses left out."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import cast
@@ -57,6 +57,10 @@ class CheckedLadder(Ladder):
         self._checker = checker
         self._without_facts = without_facts
         self._by_name = _by_name(graph) if by_name is None else by_name
+
+    def documents(self, path: str, left_out: Counter[str] | None = None) -> Iterator[Slice]:
+        self._checker.next_file()
+        yield from super().documents(path, left_out)
 
     def _write(self, closure: Closure, roots: Sequence[int], rung: str) -> Slice | None:
         slice_ = super()._write(closure, roots, rung)
