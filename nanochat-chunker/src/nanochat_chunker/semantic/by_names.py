@@ -35,12 +35,11 @@ class ByNames(Ladder):
 
     def _same(self, graph: Graph, ids: Sequence[int]) -> list[int] | None:
         """The items that begin where those of another graph do; None where one does not."""
-        found: list[int] = []
-        for i in ids:
-            begin = graph.items[i].begin
-            here = self._graph.by_path.get(graph.paths[i], ())
-            same = [j for j in here if self._graph.items[j].begin == begin]
-            if not same:
-                return None
-            found.append(same[0])
-        return found
+        mine = self._graph
+        here = {
+            (path, mine.items[j].begin): j
+            for path in {graph.paths[i] for i in ids}
+            for j in reversed(mine.by_path.get(path, ()))
+        }
+        places = [(graph.paths[i], graph.items[i].begin) for i in ids]
+        return [here[place] for place in places] if here.keys() >= set(places) else None

@@ -76,7 +76,7 @@ class CheckedLadder(Ladder):
             lean = self._lean.document(closure.path, roots, closure.limit, rung)
             if lean is not None:
                 slice_, found = lean, []
-            elif (plain := self._by_names(closure, roots, rung, in_c)) is not None:
+            elif (plain := self._by_names(closure, roots, slice_, in_c)) is not None:
                 self.notes["documents_by_names"] += 1
                 return plain
         self.notes["documents_with_errors" if found else "documents_mended"] += 1
@@ -123,14 +123,16 @@ class CheckedLadder(Ladder):
         return found if found != [] else self._checker.complaints(slice_.text, in_c)
 
     def _by_names(
-        self, closure: Closure, roots: Sequence[int], rung: str, in_c: bool
+        self, closure: Closure, roots: Sequence[int], refused: Slice, in_c: bool
     ) -> Slice | None:
         """The first document without errors as it is without facts."""
         if self._plain is None:
             return None
-        for slice_ in self._plain.documents_like(self._graph, closure, roots, rung):
-            if self._checker.complaints(slice_.text, in_c) == []:
+        looked_at = {refused.text}
+        for slice_ in self._plain.documents_like(self._graph, closure, roots, refused.rung):
+            if slice_.text not in looked_at and self._checker.complaints(slice_.text, in_c) == []:
                 return slice_
+            looked_at.add(slice_.text)
         return None
 
     @cached_property

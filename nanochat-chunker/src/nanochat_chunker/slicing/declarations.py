@@ -15,12 +15,9 @@ _OPERATOR = re.compile(
     r"|[-+*/%^&|~!=<>,]+|[A-Za-z_:][^()]*?)\s*(?=\(\))"
 )
 _OPERATOR_NAME = re.compile(r"operator@(\d+)@")
-_MAY_BE_ATTRIBUTE = re.compile(
-    r"\[\]|alignas|__attribute__|__declspec|explicit|decltype|noexcept|__extension__|throw|_Pragma"
-)
 _ATTRIBUTE = re.compile(
-    r"\[\]|\balignas\s*\(\)|\b__attribute__\s*\(\)|\b__declspec\s*\(\)|\bexplicit\s*\(\)"
-    r"|\bdecltype\s*\(\)|\bnoexcept\s*\(\)|\b__extension__\b|\bthrow\s*\(\)|\b_Pragma\s*\(\)"
+    r"\[\]|\b(?:__extension__\b"
+    r"|(?:alignas|__attribute__|__declspec|explicit|decltype|noexcept|throw|_Pragma)\s*\(\))"
 )
 _FUNCTION = re.compile(
     r"(?:\b|(?=[~:]))((?:[A-Za-z_]\w*\s*::\s*|::\s*)*(?:~\s*)?(?:operator@\d+@|[A-Za-z_]\w*))"
@@ -107,7 +104,7 @@ def simplify(head: str) -> Head:
             if shorter == head:
                 break
             head = shorter
-    if _MAY_BE_ATTRIBUTE.search(head) is not None:  # the quicker search
+    if "[" in head or "(" in head or "__extension__" in head:
         head = _ATTRIBUTE.sub(" ", head)
     return Head(head, tuple(operators), is_template, is_special)
 
@@ -172,7 +169,7 @@ def class_of(head: Head) -> Declared | None:
     return Declared(kind, (name,), owner)
 
 
-def function_of(head: Head, needs_type: bool = False) -> Declared | None:
+def function_of(head: Head) -> Declared | None:
     """The function that a head with parameters declares, or None."""
     plain = head.plain
     if "()" not in plain:

@@ -12,14 +12,14 @@ from nanochat_chunker.slicing.index import blank_literals
 from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.macro_words import is_macro_word
 from nanochat_chunker.slicing.macros import Lookup, Macro, Table, expand
-from nanochat_chunker.slicing.names import names_in
+from nanochat_chunker.slicing.names import names_in, places_of
 from nanochat_chunker.slicing.ordering import Ordered
 from nanochat_chunker.slicing.pastes import Pastes, find_pastes
 from nanochat_chunker.slicing.stand_ins import Answers, filled, has_stand_in
 
 _MAX_CALLS = 200  # different calls of one macro that are looked at within one item
 _MAX_CALL = 2000  # characters of one
-_IN_WORD = re.compile(r"\w")
+_OPENS = re.compile(r"\s*\(")
 _PARENTHESIS = re.compile(r"[()]")
 
 # The definitions of each macro, by place in the project's order.
@@ -163,12 +163,8 @@ class Macros:
         item = self._ordered.items[i]
         code = self._project.text(self._ordered.paths[i])
         calls: dict[str, None] = {}
-        if code.find(name, item.begin, item.end) < 0:
-            return []
-        # Not after \b: the search for a text that begins with letters is much the faster.
-        for found in re.compile(rf"{name}\s*\(").finditer(code, item.begin, item.end):
-            start = found.start()
-            if start > item.begin and _IN_WORD.match(code[start - 1]):
+        for start in places_of(name, code, item.begin, item.end):
+            if _OPENS.match(code, start + len(name), item.end) is None:
                 continue
             depth = 0
             for end in _PARENTHESIS.finditer(code, start, min(item.end, start + _MAX_CALL)):

@@ -1,6 +1,7 @@
 """The names that a stretch of code uses."""
 
 import re
+from collections.abc import Iterator
 from sys import intern
 
 _NAME = r"[A-Za-z_]\w*"
@@ -45,6 +46,21 @@ def names_in(code: str) -> tuple[str, ...]:
         for name in _OPERATOR_NAME.findall(code):
             names["".join(name.split()).removeprefix("using")] = None
     return tuple(map(intern, names))
+
+
+def places_of(word: str, code: str, begin: int = 0, end: int | None = None) -> Iterator[int]:
+    """Where a word stands in code between two places, as a word of its own."""
+    end = len(code) if end is None else end
+    at = code.find(word, begin, end)
+    while at >= 0:
+        after = at + len(word)
+        if not ((at > begin and _in_word(code[at - 1])) or (after < end and _in_word(code[after]))):
+            yield at
+        at = code.find(word, after, end)
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() or char == "_"
 
 
 class LastNames(dict[str, str]):

@@ -5,7 +5,7 @@ leaves out are blank, so that positions hold.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -336,6 +336,3 @@ def _plain(text: str) -> str:
     if "/" in text:
         text = _COMMENT.sub(lambda found: found[1] or " ", text)
     return text
-
-
-Read = Callable[[str], str]

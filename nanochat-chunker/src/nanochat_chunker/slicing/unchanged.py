@@ -16,6 +16,7 @@ from nanochat_chunker.slicing.items import Item
 from nanochat_chunker.slicing.macro_shapes import Guess, MacroShapes
 from nanochat_chunker.slicing.macros import Lookup
 from nanochat_chunker.slicing.model import FileIndex
+from nanochat_chunker.slicing.names import places_of
 from nanochat_chunker.slicing.preprocess import Prepared
 
 # Always made anew: parsing makes no directives, and a statement hangs on what its first word is.
@@ -105,7 +106,7 @@ class Unchanged:
             (at, name)
             for name in self._index.asked
             if name in self._others or self._now.macro(name) is not None
-            for at in _places(self._clean, name)
+            for at in places_of(name, self._clean)
         )
 
     def _tells_same(self, mention: Mention) -> bool:
@@ -131,20 +132,6 @@ class Unchanged:
         return before.is_function(name) == now.is_function(name) or not (
             _BEFORE_PARENTHESES.match(self._clean, end)
         )
-
-
-def _places(code: str, name: str) -> Iterator[int]:
-    """Where a word stands in code."""
-    at = code.find(name)
-    while at >= 0:
-        end = at + len(name)
-        if not (_in_word(code[at - 1 : at]) or _in_word(code[end : end + 1])):
-            yield at
-        at = code.find(name, end)
-
-
-def _in_word(char: str) -> bool:
-    return char.isalnum() or char == "_"
 
 
 def _cuts(index: FileIndex, prepared: Prepared) -> Iterator[Span]:
